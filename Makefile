@@ -1,0 +1,44 @@
+# Everything happens in .venv: `make demo`, `make test`, `make bench` install what they need.
+
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := $(shell find csrc -type f) setup.py
+
+.PHONY: setup build demo test lint bench report clean
+
+setup: .venv/installed
+build: .venv/built
+
+.venv/installed: constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed (set PYTHON=)")'
+	@command -v $${CXX:-c++} >/dev/null || { echo "a C++17 compiler is needed (g++ or clang++)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch triton numpy ninja "pybind11>=2.13" "setuptools>=77" wheel
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[cli,test]"
+	touch $@ .venv/built
+
+.venv/built: .venv/installed $(SOURCES)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@
+
+# make demo [VIDEO=clip.mp4] [CHECKPOINT=weights.pth]
+demo: build
+	$(BIN)/python -m uniformer demo $(VIDEO) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT))
+
+test: build lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Microbenchmarks of every operator against its rivals.
+bench: build
+	$(BIN)/python -m pytest benchmarks --benchmark-only --override-ini testpaths=benchmarks
+
+# The table of docs/performance.md.
+report: build
+	$(BIN)/python -m benchmarks.report --write-docs
+
+clean:
+	rm -rf build dist .venv demo *.egg-info uniformer_kernels/*.so

@@ -1,0 +1,370 @@
+// Depthwise 3-D convolution, forward and both gradients, on one block of channels at a time.
+//
+// The rows an output row needs are converted to the accumulator type and packed, channel block by
+// channel block, into a ring of kh slots [T, W + kw - 1, lanes] with zeroed ends: a tile of
+// columns then needs no edge cases along W, its lines spread over all sets of the L1 cache
+// (columns of the map itself are C elements apart and would share a few), and each input is read
+// from memory once.  Frames and rows outside the map are skipped, not multiplied by zero.
+//
+// Both gradients correlate with dy's neighbourhood, so backward packs dy once and uses it twice:
+//   dx[p]      = sum_k w[K-1-k] dy[p + k - pad]
+//   dw[K-1-k]  = sum_p x[p]     dy[p + k - pad]
+
+#include "depthwise_conv.h"
+#include "vector.h"
+
+namespace uk::UK_ISA {
+namespace {
+
+// A tile of columns and its weights live in registers.
+constexpr int kMaxColumns = UK_VECTOR_REGISTERS == 32 ? 14 : 7;
+
+template <class S>
+struct Task {
+  using A = typename accumulator<S>::type;
+  static constexpr int64_t L = lanes_of<A>;
+  int64_t b, block, channels, begin, end;
+
+  Task(const DepthwiseShape& s, int64_t task) {
+    int64_t chunks = (s.H + s.chunk - 1) / s.chunk, blocks = (s.C + L - 1) / L;
+    begin = task % chunks * s.chunk;
+    end = min(begin + s.chunk, s.H);
+    block = task / chunks % blocks;
+    b = task / chunks / blocks;
+    channels = min(L, s.C - block * L);
+  }
+};
+
+// Row h of a map, all frames, as [T, pad + W + pad, lanes]; the caller zeroed the padding.
+template <class S>
+void pack_row(const DepthwiseShape& s, const DepthwiseMap<S>& map, const Task<S>& task, int64_t h,
+              int64_t pad, typename accumulator<S>::type* out) {
+  using A = typename accumulator<S>::type;
+  constexpr int64_t L = lanes_of<A>;
+  const S* row = map.data + task.b * map.stride[0] + h * map.stride[2] +
+                 task.block * L * map.stride[4];
+  const bool whole = task.channels == L && map.stride[4] == 1;
+  for (int64_t t = 0; t < s.T; ++t) {
+    const S* in = row + t * map.stride[1];
+    A* line = out + (t * (s.W + 2 * pad) + pad) * L;
+    if (whole) {
+      for (int64_t w = 0; w < s.W; ++w) store(line + w * L, load(in + w * map.stride[3]));
+    } else {
+      for (int64_t w = 0; w < s.W; ++w)
+        store(line + w * L, load_some<A>(in + w * map.stride[3], task.channels, map.stride[4]));
+    }
+  }
+}
+
+// The last kh rows of a map, packed.
+template <class S>
+class Ring {
+ public:
+  using A = typename accumulator<S>::type;
+  static constexpr int64_t L = lanes_of<A>;
+
+  static int64_t size(const DepthwiseShape& s) { return s.kh * s.T * (s.W + s.kw - 1) * L; }
+
+  Ring(const DepthwiseShape& s, const DepthwiseMap<S>& map, const Task<S>& task, A* memory)
+      : s_(s), map_(map), task_(task), memory_(memory), line_((s.W + s.kw - 1) * L) {
+    for (int64_t i = 0; i < s.kh * s.T; ++i) {
+      __builtin_memset(memory + i * line_, 0, s.kw / 2 * L * sizeof(A));
+      __builtin_memset(memory + i * line_ + (s.W + s.kw / 2) * L, 0, s.kw / 2 * L * sizeof(A));
+    }
+    next_ = max(0, task.begin - s.kh / 2);
+  }
+
+  // Packs what output row h needs: rows h + i - kh/2 for i in [first, last).
+  void advance(int64_t h) {
+    const int64_t pad = s_.kh / 2;
+    first = max(0, pad - h);
+    last = min(s_.kh, s_.H + pad - h);
+    for (; next_ < h + last - pad; ++next_)
+      pack_row(s_, map_, task_, next_, s_.kw / 2, slot(next_));
+    for (int64_t i = first; i < last; ++i) rows_[i] = slot(h + i - pad);
+  }
+
+  // Frame t of row i of the neighbourhood; column 0 is the leftmost padding.
+  const A* line(int64_t t, int64_t i) const { return rows_[i] + t * line_; }
+
+  int64_t first, last;
+
+ private:
+  const DepthwiseShape& s_;
+  const DepthwiseMap<S>& map_;
+  const Task<S>& task_;
+  A* memory_;
+  int64_t line_, next_;
+  const A* rows_[7];
+
+  A* slot(int64_t h) const { return memory_ + h % s_.kh * s_.T * line_; }
+};
+
+// sum[i] += weight[k] * line[i + k]
+template <class A, int KW, int COLUMNS>
+UK_INLINE void convolve_line(vec<A> (&sum)[COLUMNS], const A* line, const A* weight) {
+  constexpr int64_t L = lanes_of<A>;
+  line = plain(line);
+  vec<A> tap[KW];
+#pragma GCC unroll 8
+  for (int k = 0; k < KW; ++k) tap[k] = load_once(weight + k * L);
+#pragma GCC unroll 32
+  for (int j = 0; j < COLUMNS + KW - 1; ++j) {
+    const vec<A> v = load_once(line + j * L);
+#pragma GCC unroll 8
+    for (int k = 0; k < KW; ++k)
+      if (j - k >= 0 && j - k < COLUMNS) sum[j - k] += v * tap[k];
+  }
+}
+
+// Row h of the output: bias + convolution of the ring [+ the ring's own row].
+template <class S, int KW, int COLUMNS>
+void convolve_row(const DepthwiseShape& s, const Ring<S>& ring, const Task<S>& task, int64_t h,
+                  const typename accumulator<S>::type* weight,
+                  const typename accumulator<S>::type* bias, bool residual, S* y) {
+  using A = typename accumulator<S>::type;
+  constexpr int64_t L = lanes_of<A>;
+  const int64_t pt = s.kt / 2, first = ring.first, last = ring.last;
+  const vec<A> start = bias ? load(bias) : vec<A>{};
+  for (int64_t w = 0; w < s.W; w += COLUMNS) {
+    const int64_t left = min(w, s.W - COLUMNS);  // the last tile overlaps its neighbour
+    for (int64_t t = 0; t < s.T; ++t) {
+      vec<A> sum[COLUMNS];
+#pragma GCC unroll 32
+      for (int j = 0; j < COLUMNS; ++j) sum[j] = start;
+      if (residual) {
+        const A* own = ring.line(t, s.kh / 2) + (left + KW / 2) * L;
+#pragma GCC unroll 32
+        for (int j = 0; j < COLUMNS; ++j) sum[j] += load(own + j * L);
+      }
+      for (int64_t f = max(0, pt - t); f < min(s.kt, s.T + pt - t); ++f)
+        for (int64_t i = first; i < last; ++i)
+          convolve_line<A, KW, COLUMNS>(sum, ring.line(t + f - pt, i) + left * L,
+                                        weight + (f * s.kh + i) * KW * L);
+      S* out = y + (((task.b * s.T + t) * s.H + h) * s.W + left) * s.C + task.block * L;
+      if (task.channels == L) {
+#pragma GCC unroll 32
+        for (int j = 0; j < COLUMNS; ++j) store(out + j * s.C, sum[j]);
+      } else {
+#pragma GCC unroll 32
+        for (int j = 0; j < COLUMNS; ++j) store_some<A>(out + j * s.C, sum[j], task.channels);
+      }
+    }
+  }
+}
+
+// sum[i][k] += x[j] * dy[line i][j + k] over a tile of columns, for ROWS lines of dy.
+template <class A, int KW, int ROWS, int COLUMNS>
+UK_INLINE void correlate_lines(vec<A> (&sum)[ROWS][KW], const A* x, const A* const (&dy)[ROWS]) {
+  constexpr int64_t L = lanes_of<A>;
+  vec<A> own[COLUMNS];
+#pragma GCC unroll 32
+  for (int j = 0; j < COLUMNS; ++j) own[j] = load_once(x + j * L);
+#pragma GCC unroll 8
+  for (int i = 0; i < ROWS; ++i) {
+    const A* line = plain(dy[i]);
+#pragma GCC unroll 32
+    for (int j = 0; j < COLUMNS + KW - 1; ++j) {
+      const vec<A> v = load_once(line + j * L);
+#pragma GCC unroll 8
+      for (int k = 0; k < KW; ++k)
+        if (j - k >= 0 && j - k < COLUMNS) sum[i][k] += v * own[j - k];
+    }
+  }
+}
+
+// Adds to ROWS x KW sums of dw, kernel rows i.., what a row of x and the ring of dy give,
+// for columns [left, right) and frames [first, last) of x.
+template <class S, int KW, int ROWS, int COLUMNS>
+UK_INLINE void correlate_tile(const DepthwiseShape& s, const Ring<S>& dy,
+                              const typename accumulator<S>::type* x, int64_t i, int64_t f,
+                              int64_t left, int64_t right, int64_t first, int64_t last,
+                              typename accumulator<S>::type* dw) {
+  using A = typename accumulator<S>::type;
+  constexpr int64_t L = lanes_of<A>;
+  const int64_t pt = s.kt / 2;
+  vec<A> sum[ROWS][KW];
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
+    for (int k = 0; k < KW; ++k) sum[r][k] = load(dw + (r * KW + k) * L);
+  for (int64_t t = max(first, pt - f); t < min(last, s.T + pt - f); ++t) {
+    const A* line[ROWS];
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) line[r] = dy.line(t + f - pt, i + r);
+    int64_t w = left;
+    for (; w + COLUMNS <= right; w += COLUMNS) {
+      const A* tile[ROWS];
+#pragma GCC unroll 8
+      for (int r = 0; r < ROWS; ++r) tile[r] = line[r] + w * L;
+      correlate_lines<A, KW, ROWS, COLUMNS>(sum, x + (t * s.W + w) * L, tile);
+    }
+    for (; w < right; ++w) {
+      const A* tile[ROWS];
+#pragma GCC unroll 8
+      for (int r = 0; r < ROWS; ++r) tile[r] = line[r] + w * L;
+      correlate_lines<A, KW, ROWS, 1>(sum, x + (t * s.W + w) * L, tile);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
+    for (int k = 0; k < KW; ++k) store(dw + (r * KW + k) * L, sum[r][k]);
+}
+
+// Adds a row's share of the (flipped) weight gradient.
+template <class S, int KW>
+void correlate_row(const DepthwiseShape& s, const Ring<S>& dy,
+                   const typename accumulator<S>::type* x,
+                   typename accumulator<S>::type* dw) {
+  constexpr int64_t L = Ring<S>::L;
+  // ROWS * KW sums, COLUMNS of x and one line in registers; enough sums to hide FMA latency.
+  constexpr bool many = UK_VECTOR_REGISTERS == 32;
+  constexpr int ROWS = many ? (KW == 1 ? 7 : KW == 3 ? 3 : KW == 5 ? 3 : 2) : KW > 3 ? 1 : 2;
+  constexpr int COLUMNS = many ? 7 : 4;
+  constexpr int64_t kColumns = 14, kFrames = 4;  // what stays in the L1 cache over the loops below
+  for (int64_t left = 0; left < s.W; left += kColumns) {
+    const int64_t right = min(left + kColumns, s.W);
+    for (int64_t first = 0; first < s.T; first += kFrames) {
+      const int64_t last = min(first + kFrames, s.T);
+      for (int64_t f = 0; f < s.kt; ++f) {
+        int64_t i = dy.first;
+        for (; i + ROWS <= dy.last; i += ROWS)
+          correlate_tile<S, KW, ROWS, COLUMNS>(s, dy, x, i, f, left, right, first, last,
+                                               dw + (f * s.kh + i) * KW * L);
+        if (ROWS > 2 && i + 2 <= dy.last) {
+          correlate_tile<S, KW, 2, COLUMNS>(s, dy, x, i, f, left, right, first, last,
+                                            dw + (f * s.kh + i) * KW * L);
+          i += 2;
+        }
+        for (; i < dy.last; ++i)
+          correlate_tile<S, KW, 1, COLUMNS>(s, dy, x, i, f, left, right, first, last,
+                                            dw + (f * s.kh + i) * KW * L);
+      }
+    }
+  }
+}
+
+// The ring's own row of dy summed over frames and columns, onto db.
+template <class S, class A = typename accumulator<S>::type>
+void sum_row(const DepthwiseShape& s, const Ring<S>& dy, A* db) {
+  constexpr int64_t L = lanes_of<A>;
+  vec<A> sum[4] = {load(db)};
+  for (int64_t t = 0; t < s.T; ++t) {
+    const A* line = dy.line(t, s.kh / 2) + s.kw / 2 * L;
+    int64_t w = 0;
+    for (; w + 4 <= s.W; w += 4)
+      for (int j = 0; j < 4; ++j) sum[j] += load(line + (w + j) * L);
+    for (; w < s.W; ++w) sum[0] += load(line + w * L);
+  }
+  store(db, (sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
+template <class S>
+using RowFunction = void (*)(const DepthwiseShape&, const Ring<S>&, const Task<S>&, int64_t,
+                             const typename accumulator<S>::type*,
+                             const typename accumulator<S>::type*, bool, S*);
+
+template <class S, int KW, int COLUMNS>
+RowFunction<S> row_function_for(int64_t columns) {
+  if (columns == COLUMNS) return convolve_row<S, KW, COLUMNS>;
+  if constexpr (COLUMNS > 1) return row_function_for<S, KW, COLUMNS - 1>(columns);
+  return nullptr;
+}
+
+// Tiles of equal width, so that the last one overlaps little.
+template <class S, int KW>
+RowFunction<S> row_function(const DepthwiseShape& s) {
+  const int64_t tiles = (s.W + kMaxColumns - 1) / kMaxColumns;
+  return row_function_for<S, KW, kMaxColumns>((s.W + tiles - 1) / tiles);
+}
+
+template <class S, int KW>
+void forward(const DepthwiseShape& s, const DepthwiseMap<S>& x,
+             const typename accumulator<S>::type* weight,
+             const typename accumulator<S>::type* bias, bool residual, S* y, int64_t index) {
+  using A = typename accumulator<S>::type;
+  constexpr int64_t L = lanes_of<A>;
+  const Task<S> task(s, index);
+  Ring<S> ring(s, x, task, scratch<A>(Ring<S>::size(s)));
+  const auto convolve = row_function<S, KW>(s);
+  const A* own_weight = weight + task.block * s.kt * s.kh * KW * L;
+  const A* own_bias = bias ? bias + task.block * L : nullptr;
+  for (int64_t h = task.begin; h < task.end; ++h) {
+    ring.advance(h);
+    convolve(s, ring, task, h, own_weight, own_bias, residual, y);
+  }
+}
+
+template <class S, int KW>
+void backward(const DepthwiseShape& s, const DepthwiseMap<S>& dy, const DepthwiseMap<S>& x,
+              const typename accumulator<S>::type* flipped, bool residual, S* dx,
+              typename accumulator<S>::type* partial, int64_t index) {
+  using A = typename accumulator<S>::type;
+  constexpr int64_t L = lanes_of<A>;
+  const Task<S> task(s, index);
+  const int64_t taps = s.kt * s.kh * KW;
+  A* memory = scratch<A>(Ring<S>::size(s) + (s.T * s.W + 2 * taps) * L);
+  A* row = memory + Ring<S>::size(s);
+  A* row_dw = row + s.T * s.W * L;
+  A* dw = row_dw + taps * L;
+  A* db = partial ? partial + taps * L : nullptr;
+  Ring<S> ring(s, dy, task, memory);
+  const auto convolve = row_function<S, KW>(s);
+  if (partial) {
+    __builtin_memset(dw, 0, taps * L * sizeof(A));
+    __builtin_memset(db, 0, L * sizeof(A));
+  }
+  for (int64_t h = task.begin; h < task.end; ++h) {
+    ring.advance(h);
+    if (dx) convolve(s, ring, task, h, flipped + task.block * taps * L, nullptr, residual, dx);
+    if (partial) {
+      pack_row(s, x, task, h, 0, row);
+      // Summed row by row, then over rows: long sums of equal terms lose digits.
+      __builtin_memset(row_dw, 0, taps * L * sizeof(A));
+      correlate_row<S, KW>(s, ring, row, row_dw);
+      for (int64_t i = 0; i < taps * L; i += L) store(dw + i, load(dw + i) + load(row_dw + i));
+      sum_row<S>(s, ring, db);
+    }
+  }
+  if (partial)
+    for (int64_t i = 0; i < taps; ++i) store(partial + i * L, load(dw + (taps - 1 - i) * L));
+}
+
+template <class S>
+void forward_any(const DepthwiseShape& s, const DepthwiseMap<S>& x,
+                 const typename accumulator<S>::type* weight,
+                 const typename accumulator<S>::type* bias, bool residual, S* y, int64_t index) {
+  const auto run = s.kw == 1   ? forward<S, 1>
+                   : s.kw == 3 ? forward<S, 3>
+                   : s.kw == 5 ? forward<S, 5>
+                               : forward<S, 7>;
+  run(s, x, weight, bias, residual, y, index);
+}
+
+template <class S>
+void backward_any(const DepthwiseShape& s, const DepthwiseMap<S>& dy, const DepthwiseMap<S>& x,
+                  const typename accumulator<S>::type* flipped, bool residual, S* dx,
+                  typename accumulator<S>::type* partial, int64_t index) {
+  const auto run = s.kw == 1   ? backward<S, 1>
+                   : s.kw == 3 ? backward<S, 3>
+                   : s.kw == 5 ? backward<S, 5>
+                               : backward<S, 7>;
+  run(s, dy, x, flipped, residual, dx, partial, index);
+}
+
+}  // namespace
+
+template <class S>
+const DepthwiseKernels<S>& depthwise_kernels() {
+  static constexpr DepthwiseKernels<S> kernels = {lanes_of<typename accumulator<S>::type>,
+                                                  forward_any<S>, backward_any<S>};
+  return kernels;
+}
+
+template const DepthwiseKernels<float>& depthwise_kernels();
+template const DepthwiseKernels<double>& depthwise_kernels();
+template const DepthwiseKernels<bf16>& depthwise_kernels();
+template const DepthwiseKernels<f16>& depthwise_kernels();
+
+}  // namespace uk::UK_ISA

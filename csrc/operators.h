@@ -1,0 +1,31 @@
+// Every compiled operator, as library.cpp registers it.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <tuple>
+
+namespace uk {
+
+torch::stable::Tensor depthwise_conv3d(const torch::stable::Tensor& x,
+                                       const torch::stable::Tensor& weight,
+                                       const std::optional<torch::stable::Tensor>& bias,
+                                       bool residual);
+
+std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor>
+depthwise_conv3d_backward(const torch::stable::Tensor& dy, const torch::stable::Tensor& x,
+                          const torch::stable::Tensor& weight, bool residual, bool want_input,
+                          bool want_weight);
+
+std::tuple<torch::stable::Tensor, torch::stable::Tensor> joint_attention(
+    const torch::stable::Tensor& qkv, int64_t num_heads, double scale);
+
+torch::stable::Tensor joint_attention_backward(const torch::stable::Tensor& dout,
+                                               const torch::stable::Tensor& qkv,
+                                               const torch::stable::Tensor& out,
+                                               const torch::stable::Tensor& lse, int64_t num_heads,
+                                               double scale);
+
+}  // namespace uk

@@ -1,0 +1,188 @@
+"""Builds the two extension modules with ninja; everything else is in pyproject.toml.
+
+``_C.abi3.so``       the operators, on the LibTorch stable ABI: one file for every CPython >= 3.10
+                     and torch >= 2.11.
+``_introspect``      build manifest and processor features, by pybind11, for this Python only.
+
+Variables: ``UNIFORMER_KERNELS_CUDA`` (``auto``, ``0``, ``1``: compile ``csrc/cuda`` with nvcc; 1
+without nvcc is an error), ``UNIFORMER_KERNELS_CUDA_ARCHS`` (e.g. ``80;90a;100``), ``MAX_JOBS``,
+``CXX``.
+"""
+
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+TORCH_TARGET = (2, 11)
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+
+# The kernels of csrc/cpu/*_kernel.cpp are compiled once per set; the processor decides at run time.
+INSTRUCTION_SETS = {"portable": []}
+if X86:
+    INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
+    INSTRUCTION_SETS["avx512"] = [
+        *INSTRUCTION_SETS["avx2"],
+        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
+    ]
+
+COMMON = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-MMD"]
+# Kernels: fused multiply-adds wherever written; GCC's own headers trip its uninitialised warning.
+KERNEL = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-uninitialized"]
+if platform.system() == "Linux":
+    KERNEL.append("-Wno-maybe-uninitialized")
+
+
+def find_nvcc() -> str | None:
+    """nvcc's path when CUDA sources are to be compiled, ``None`` when they are not."""
+    wanted = os.environ.get("UNIFORMER_KERNELS_CUDA", "auto")
+    if wanted not in ("auto", "0", "1"):
+        raise SystemExit(f"UNIFORMER_KERNELS_CUDA: expected auto, 0 or 1, got {wanted!r}")
+    if wanted == "0":
+        return None
+    home = os.environ.get("CUDA_HOME")
+    nvcc = shutil.which("nvcc", path=f"{home}/bin" if home else None) or shutil.which(
+        "nvcc", path=f"{os.environ.get('PATH', '')}:/usr/local/cuda/bin"
+    )
+    if wanted == "1" and nvcc is None:
+        raise SystemExit(
+            "UNIFORMER_KERNELS_CUDA=1: expected nvcc on PATH or in CUDA_HOME, got none"
+        )
+    return nvcc
+
+
+def commit() -> str:
+    """The commit being built, ``unknown`` outside a checkout."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+class NinjaBuild(build_ext):
+    """Writes one build.ninja for both modules and runs it."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        if fullname.endswith("._C"):
+            return str(Path(*fullname.split("."))) + ".abi3.so"
+        return super().get_ext_filename(fullname)
+
+    def build_extensions(self) -> None:
+        import torch
+
+        # Not setuptools' own folder, which is fresh for every editable install: ninja resumes here.
+        temporary = ROOT / "build" / sysconfig.get_config_var("SOABI")
+        temporary.mkdir(parents=True, exist_ok=True)
+        self.write_manifest(temporary / "manifest.h", torch.__version__)
+        self.write_ninja(temporary, Path(torch.__file__).parent)
+        ninja = [shutil.which("ninja") or "ninja", "-C", str(temporary)]
+        if jobs := os.environ.get("MAX_JOBS"):
+            ninja += ["-j", jobs]
+        subprocess.run(ninja, check=True)
+
+    def write_manifest(self, path: Path, torch_version: str) -> None:
+        compiler = subprocess.run(
+            [*self.compiler_command(), "--version"], capture_output=True, text=True, check=True
+        )
+        manifest = {
+            "commit": commit(),
+            "torch": torch_version,
+            "torch_target": ".".join(map(str, TORCH_TARGET)),
+            "compiler": compiler.stdout.splitlines()[0],
+            "nvcc": find_nvcc() if self.cuda_sources() else None,
+            "instruction_sets": list(INSTRUCTION_SETS),
+            "platform": f"{platform.system()} {platform.machine()}",
+        }
+        text = f'#pragma once\n#define UK_MANIFEST R"json({json.dumps(manifest)})json"\n'
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+
+    def compiler_command(self) -> list[str]:
+        return shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
+
+    def cuda_sources(self) -> list[Path]:
+        return sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+
+    def write_ninja(self, temporary: Path, torch_home: Path) -> None:
+        from ninja.ninja_syntax import Writer
+
+        target = f"0x{TORCH_TARGET[0]:02x}{TORCH_TARGET[1]:02x}000000000000"
+        stable = [f"-DTORCH_TARGET_VERSION={target}", "-isystem", str(torch_home / "include")]
+        kernels = sorted((ROOT / "csrc" / "cpu").glob("*_kernel.cpp"))
+        sources = [p for p in sorted((ROOT / "csrc" / "cpu").glob("*.cpp")) if p not in kernels]
+        include = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'cpu'}"]
+
+        with (temporary / "build.ninja").open("w") as file:
+            n = Writer(file)
+            n.rule(
+                "compile",
+                shlex.join(self.compiler_command()) + " $flags -MF $out.d -c $in -o $out",
+                depfile="$out.d",
+                deps="gcc",
+                description="compile $out",
+            )
+            n.rule(
+                "link",
+                shlex.join(self.compiler_command()) + " -shared $in -o $out $flags",
+                description="link $out",
+            )
+
+            def compile_one(source: Path, flags: list[str], name: str = "") -> str:
+                out = f"{name or source.stem}.o"
+                n.build(out, "compile", str(source), variables={"flags": shlex.join(flags)})
+                return out
+
+            objects = [
+                compile_one(p, [*COMMON, *stable, *include])
+                for p in [ROOT / "csrc" / "library.cpp", *sources]
+            ]
+            objects += [
+                compile_one(
+                    p, [*COMMON, *KERNEL, *include, f"-DUK_ISA={isa}", *flags], f"{p.stem}.{isa}"
+                )
+                for p in kernels
+                for isa, flags in INSTRUCTION_SETS.items()
+            ]
+            # libtorch itself, not its parts: with CUDA wheels it brings libtorch_cuda in as well.
+            libtorch = [f"-L{torch_home / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"]
+            n.build(
+                str(Path(self.get_ext_fullpath("uniformer_kernels._C")).resolve()),
+                "link",
+                objects,
+                variables={"flags": shlex.join(libtorch)},
+            )
+
+            import pybind11
+
+            python = [f"-I{sysconfig.get_path('include')}", f"-I{pybind11.get_include()}"]
+            source = ROOT / "csrc" / "introspect" / "introspect.cpp"
+            n.build(
+                str(Path(self.get_ext_fullpath("uniformer_kernels._introspect")).resolve()),
+                "link",
+                [compile_one(source, [*COMMON, *python, *include, f"-I{temporary}"])],
+            )
+        for extension in self.extensions:
+            Path(self.get_ext_fullpath(extension.name)).parent.mkdir(parents=True, exist_ok=True)
+
+
+setup(
+    packages=[
+        *find_packages(include=["uniformer_kernels", "uniformer_kernels.*"]),
+        *find_packages("python", include=["uniformer", "uniformer.*"]),
+    ],
+    package_dir={"uniformer": "python/uniformer", "uniformer_kernels": "uniformer_kernels"},
+    ext_modules=[
+        Extension("uniformer_kernels._C", sources=[], py_limited_api=True),
+        Extension("uniformer_kernels._introspect", sources=[]),
+    ],
+    cmdclass={"build_ext": NinjaBuild},
+)

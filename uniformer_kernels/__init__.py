@@ -1,0 +1,20 @@
+"""Operators of UniFormer and UniFormerV2 on tensors, each served by the fastest backend there is.
+
+Activations are channels-last: feature maps ``[B, T, H, W, C]`` (images have ``T = 1``), tokens
+``[B, N, C]``.
+"""
+
+from .backends import BackendError, explain, use_backend
+from .ops import depthwise_conv3d, feed_forward, joint_attention, linear, patch_embed
+
+__all__ = [
+    "BackendError",
+    "depthwise_conv3d",
+    "explain",
+    "feed_forward",
+    "joint_attention",
+    "linear",
+    "patch_embed",
+    "use_backend",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,124 @@
+"""Which backend serves a call, and why the others decline it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+BACKENDS = ("cpu", "reference")
+"""Every backend, in order of preference."""
+
+OPERATORS: dict[str, Operator] = {}
+"""Every operator by name, as ``explain`` and ``info`` list them."""
+
+_VARIABLE = "UNIFORMER_KERNELS_BACKEND"
+_chosen: ContextVar[str | None] = ContextVar("uniformer_kernels_backend", default=None)
+
+
+def _known(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{source}: expected one of {', '.join(BACKENDS)}, got {name!r}")
+    return name
+
+
+_default = os.environ.get(_VARIABLE) or None
+if _default is not None:
+    _known(_default, _VARIABLE)
+
+
+def chosen_backend() -> str | None:
+    """The backend asked for by ``use_backend`` or the environment, ``None`` for automatic."""
+    return _chosen.get() or _default
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Serve every operator inside the ``with`` by one backend, or raise with its reason.
+
+    Args:
+        name: ``"cpu"`` or ``"reference"``.
+
+    Raises:
+        ValueError: ``name`` is no backend.
+    """
+    token = _chosen.set(_known(name, "use_backend"))
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+class BackendError(RuntimeError):
+    """The backend that was asked for cannot serve this call."""
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One backend's way of computing an operator, and its reason when it cannot (else None)."""
+
+    compute: Callable[..., Any]
+    declines: Callable[..., str | None]
+
+
+class Operator:
+    """An operator's implementations; the choice depends on device, dtype and shape only."""
+
+    def __init__(self, name: str, **implementations: Implementation) -> None:
+        self.name = name
+        self.implementations = {b: implementations[b] for b in BACKENDS if b in implementations}
+        OPERATORS[name] = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        chosen = chosen_backend()
+        if chosen is not None:
+            if reason := self.reason(chosen, *args, **kwargs):
+                raise BackendError(f"{self.name}: the {chosen} backend declines: {reason}")
+            return self.implementations[chosen].compute(*args, **kwargs)
+        for implementation in self.implementations.values():
+            if implementation.declines(*args, **kwargs) is None:
+                return implementation.compute(*args, **kwargs)
+        raise BackendError(self.explain(*args, **kwargs))
+
+    def reason(self, backend: str, *args: Any, **kwargs: Any) -> str | None:
+        """Why a backend declines the call, ``None`` when it can serve it."""
+        if backend not in self.implementations:
+            return f"it does not implement {self.name}"
+        return self.implementations[backend].declines(*args, **kwargs)
+
+    def explain(self, *args: Any, **kwargs: Any) -> str:
+        chosen = chosen_backend()
+        lines, served = [], False
+        for backend in BACKENDS:
+            reason = self.reason(backend, *args, **kwargs)
+            if reason is None and not served and chosen in (None, backend):
+                reason, served = "serves this call", True
+            elif reason is None:
+                reason = "could serve" if served else f"could serve, but {chosen} was asked for"
+            else:
+                reason = f"declines: {reason}"
+            lines.append(f"  {backend:<10} {reason}")
+        return "\n".join([f"{self.name}:", *lines])
+
+
+def explain(operator: str, *args: Any, **kwargs: Any) -> str:
+    """Say which backend would serve a call and why the others would not.
+
+    Args:
+        operator: the operator's name, e.g. ``"depthwise_conv3d"``.
+        *args: the arguments of the call, as the operator takes them.
+        **kwargs: its keyword arguments.
+
+    Raises:
+        ValueError: there is no such operator.
+    """
+    if operator not in OPERATORS:
+        raise ValueError(f"operator: expected one of {', '.join(OPERATORS)}, got {operator!r}")
+    return OPERATORS[operator].explain(*args, **kwargs)
+
+
+def always(*_: Any, **__: Any) -> None:
+    """The reason of a backend that never declines: none."""

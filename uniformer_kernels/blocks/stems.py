@@ -1,0 +1,69 @@
+"""What stands before a stage's blocks: a smaller grid with more channels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..ops import patch_embed
+from .norms import batch_norm
+from .parameters import Affine, BatchNorm, LayerNorm
+
+
+def patch_stem(
+    x: Tensor, *, proj: Affine, norm: LayerNorm, stride: Sequence[int], padding: Sequence[int]
+) -> Tensor:
+    """``LayerNorm(conv(x))``, mostly with kernel = stride.
+
+    Args:
+        x: ``[B, T, H, W, C]``, floating, in any memory layout.
+        proj: convolution, ``[C', C, kh, kw]`` or ``[C', C, kt, kh, kw]``.
+        norm: LayerNorm over ``C'``.
+        stride, padding: of the convolution, two or three numbers like its kernel.
+
+    Returns:
+        ``[B, T', H', W', C']`` in ``x``'s dtype.
+
+    Raises:
+        ValueError, TypeError: what ``patch_embed`` raises for a shape or dtype that does not fit.
+    """
+    if proj.weight.dim() == 4:
+        stride, padding = (1, *stride), (0, *padding)
+    return patch_embed(
+        x,
+        *proj.as_conv3d(),
+        norm.weight,
+        norm.bias,
+        stride=stride,
+        padding=padding,
+        eps=norm.eps,
+    )
+
+
+def conv_stem(x: Tensor, layers: Iterable[tuple[Affine, BatchNorm]]) -> Tensor:
+    """Overlapping 3x3 convolutions of stride 2, each with its BatchNorm, a GELU between two.
+
+    Args:
+        x: ``[B, 1, H, W, C]``, floating, in any memory layout.
+        layers: convolutions ``[C', C, 3, 3]`` and the norms behind them.
+
+    Returns:
+        ``[B, 1, H', W', C']`` in ``x``'s dtype; every layer halves H and W, rounding up.
+
+    Raises:
+        RuntimeError, ValueError: what ``conv2d`` and ``batch_norm`` raise.
+    """
+    for depth, (conv, norm) in enumerate(layers):
+        x = _conv_norm(F.gelu(x) if depth else x, conv, norm)
+    return x
+
+
+def _conv_norm(x: Tensor, conv: Affine, norm: BatchNorm) -> Tensor:
+    if not norm.training:
+        conv = conv.scale_output(*norm.scale_shift())
+    x = x.squeeze(1).movedim(-1, 1).contiguous(memory_format=torch.channels_last)
+    x = F.conv2d(x, *conv, stride=2, padding=1).movedim(1, -1).unsqueeze(1)
+    return batch_norm(x, norm) if norm.training else x

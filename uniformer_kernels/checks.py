@@ -1,0 +1,69 @@
+"""Argument checks the operators share: every error names the argument, what fits, what came."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def shape(operator: str, name: str, tensor: Tensor, expected: Sequence[int | str]) -> None:
+    """``expected`` has an int where the size is fixed and a letter where any size does."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{operator}: {name}: expected a tensor, got {type(tensor).__name__}")
+    fits = tensor.dim() == len(expected) and all(
+        isinstance(want, str) or size == want
+        for size, want in zip(tensor.shape, expected, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join(str(size) for size in expected)
+        raise ValueError(f"{operator}: {name}: expected [{wanted}], got {list(tensor.shape)}")
+
+
+def at_least_1d(operator: str, name: str, tensor: Tensor) -> None:
+    """``tensor`` has a last axis."""
+    if tensor.dim() == 0:
+        raise ValueError(f"{operator}: {name}: expected [..., C], got a tensor without axes")
+
+
+def floating(operator: str, name: str, tensor: Tensor) -> None:
+    """``tensor`` is a tensor of a floating dtype the operators compute in."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{operator}: {name}: expected a tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in FLOATS:
+        wanted = ", ".join(str(dtype) for dtype in FLOATS)
+        raise TypeError(f"{operator}: {name}: expected one of {wanted}, got {tensor.dtype}")
+
+
+def alike(operator: str, first: tuple[str, Tensor], **others: Tensor | None) -> None:
+    """Every tensor of ``others`` has the dtype and device of ``first``."""
+    name, tensor = first
+    for other, value in others.items():
+        if value is None:
+            continue
+        if value.dtype != tensor.dtype:
+            raise TypeError(
+                f"{operator}: {other}: expected {tensor.dtype} like {name}, got {value.dtype}"
+            )
+        if value.device != tensor.device:
+            raise ValueError(
+                f"{operator}: {other}: expected on {tensor.device} like {name}, got {value.device}"
+            )
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors in autocast's dtype where autocast is on for their device, as convolutions are.
+
+    float64 tensors stay as they are, as in PyTorch.
+    """
+    device = tensors[0].device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(
+        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
+        for t in tensors
+    )

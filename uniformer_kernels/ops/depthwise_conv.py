@@ -1,0 +1,123 @@
+"""Depthwise 3-D convolution on channels-last maps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _extension, checks, reference
+from ..backends import Implementation, Operator, always
+
+_NAME = "depthwise_conv3d"
+_MAX_KERNEL = 7
+
+
+class _DepthwiseConv3d(torch.autograd.Function):
+    """The compiled kernels, differentiable once."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> Tensor:
+        return torch.ops.uniformer_kernels.depthwise_conv3d(x, weight, bias, residual)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, weight, _, ctx.residual = inputs
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        want_input, want_weight, want_bias, _ = ctx.needs_input_grad
+        dx, dw, db = torch.ops.uniformer_kernels.depthwise_conv3d_backward(
+            dy, x, weight, ctx.residual, want_input, want_weight or want_bias
+        )
+        return (
+            dx if want_input else None,
+            dw if want_weight else None,
+            db if want_bias else None,
+            None,
+        )
+
+
+def _compiled(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, residual: bool = False
+) -> Tensor:
+    return _DepthwiseConv3d.apply(x, weight, bias, residual)
+
+
+def _compiled_declines(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, residual: bool = False
+) -> str | None:
+    if _extension.missing is not None:
+        return _extension.missing
+    if x.device.type != "cpu":
+        return f"x is on {x.device}"
+    return None
+
+
+if _extension.missing is None:
+
+    @torch.library.register_fake(f"uniformer_kernels::{_NAME}")
+    def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> Tensor:
+        return x.new_empty(x.shape)
+
+    @torch.library.register_fake(f"uniformer_kernels::{_NAME}_backward")
+    def _fake_backward(
+        dy: Tensor, x: Tensor, weight: Tensor, residual: bool, want_input: bool, want_weight: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return (
+            x.new_empty(x.shape if want_input else 0),
+            weight.new_empty(weight.shape if want_weight else 0),
+            weight.new_empty(weight.shape[0] if want_weight else 0),
+        )
+
+
+_depthwise_conv3d = Operator(
+    _NAME,
+    cpu=Implementation(_compiled, _compiled_declines),
+    reference=Implementation(reference.depthwise_conv3d, always),
+)
+
+
+def depthwise_conv3d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, residual: bool = False
+) -> Tensor:
+    """Convolve every channel with its own kernel: stride 1, zero padding to the same size.
+
+    The dynamic position embedding (with ``residual``) and the local token affinity of UniFormer
+    (seeds' Eq. 2, 5); images have ``T = 1`` and ``kt = 1``. Plain PyTorch:
+    ``F.conv3d(x.movedim(-1, 1), weight, bias, padding="same", groups=C).movedim(1, -1)``.
+
+    Args:
+        x: ``[B, T, H, W, C]``, any strides; contiguous is fastest.
+        weight: ``[C, 1, kt, kh, kw]``, each kernel size odd, at most 7.
+        bias: ``[C]``.
+        residual: add ``x`` to the result.
+
+    Returns:
+        ``[B, T, H, W, C]``, contiguous, in ``x``'s dtype (float32, bfloat16, float16, float64);
+        sums are kept in float32, or float64.
+
+    Raises:
+        ValueError: a shape or device that does not fit.
+        TypeError: a dtype that does not fit.
+    """
+    checks.shape(_NAME, "x", x, ["B", "T", "H", "W", "C"])
+    checks.shape(_NAME, "weight", weight, [x.shape[4], 1, "kt", "kh", "kw"])
+    if any(k % 2 == 0 or k > _MAX_KERNEL for k in weight.shape[2:]):
+        raise ValueError(
+            f"{_NAME}: weight: expected odd kernel sizes up to {_MAX_KERNEL}, "
+            f"got {list(weight.shape[2:])}"
+        )
+    if bias is not None:
+        checks.shape(_NAME, "bias", bias, [x.shape[4]])
+    checks.floating(_NAME, "x", x)
+    stream = x
+    x, weight, bias = checks.autocast(x, weight, bias)
+    checks.alike(_NAME, ("x", x), weight=weight, bias=bias)
+    if residual and stream.dtype != x.dtype:  # autocast narrows the branch, not what it adds to
+        return stream + _depthwise_conv3d(x, weight, bias)
+    return _depthwise_conv3d(x, weight, bias, residual=residual)
