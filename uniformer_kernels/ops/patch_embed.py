@@ -38,7 +38,7 @@ def _cpu_patch_embed(
     eps: float = 1e-5,
 ) -> Tensor:
     patches = _patches(x, weight.shape[2:], stride, padding)
-    rows = patches.reshape(*patches.shape[:4], -1)
+    rows = patches.reshape(*patches.shape[:4], weight[0].numel())
     y = _cpu_linear(rows, weight.movedim(1, -1).reshape(weight.shape[0], -1), bias)
     return y if norm_weight is None else F.layer_norm(y, y.shape[-1:], norm_weight, norm_bias, eps)
 

@@ -1,0 +1,67 @@
+"""Stems: what makes a stage's grid out of the grid before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor, nn
+
+from uniformer_kernels.blocks import Affine, BatchNorm, LayerNorm, conv_stem, patch_stem
+
+from .basic import CONV
+
+
+class PatchStem(nn.Module):
+    """A convolution and the LayerNorm after it; as many axes as ``kernel`` has numbers."""
+
+    def __init__(
+        self,
+        in_chans: int,
+        dim: int,
+        *,
+        kernel: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int] | int = 0,
+    ) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.proj = CONV[len(kernel)](in_chans, dim, kernel, stride, padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, T, H, W, C]`` to ``[B, T', H', W', dim]``."""
+        return patch_stem(
+            x,
+            proj=Affine.of(self.proj),
+            norm=LayerNorm.of(self.norm),
+            stride=self.proj.stride,
+            padding=self.proj.padding,
+        )
+
+
+class ConvStem(nn.Module):
+    """3x3 convolutions of stride 2 with BatchNorm, ``in_chans -> dims[0] -> dims[1] ...``."""
+
+    def __init__(self, in_chans: int, *dims: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for dim in dims:
+            layers += [nn.Conv2d(in_chans, dim, 3, 2, 1), nn.BatchNorm2d(dim), nn.GELU()]
+            in_chans = dim
+        self.proj = nn.Sequential(*layers[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, 1, H, W, C]`` to ``[B, 1, H', W', dims[-1]]``."""
+        convs, norms = self.proj[0::3], self.proj[1::3]
+        return conv_stem(
+            x, [(Affine.of(c), BatchNorm.of(n)) for c, n in zip(convs, norms, strict=True)]
+        )
+
+
+def smallest_input(stems: Iterable[nn.Module]) -> tuple[int, ...]:
+    """The smallest size along each axis for which every one of the stems has an output."""
+    convs = [m for stem in stems for m in stem.modules() if isinstance(m, tuple(CONV.values()))]
+    size = [1] * len(convs[-1].kernel_size)
+    for conv in reversed(convs):
+        geometry = zip(size, conv.stride, conv.kernel_size, conv.padding, strict=True)
+        size = [max(1, (n - 1) * stride + kernel - 2 * pad) for n, stride, kernel, pad in geometry]
+    return tuple(size)

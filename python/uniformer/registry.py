@@ -1,0 +1,61 @@
+"""Models by name."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import inspect
+from collections.abc import Callable
+from os import PathLike
+from typing import Any
+
+from torch import nn
+
+from .weights import load_checkpoint
+
+_MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {}
+
+
+def register(**models: dict[str, Any]) -> Callable[[type[nn.Module]], type[nn.Module]]:
+    """Class decorator: ``name={keyword: value}`` makes the class with these keywords a model."""
+
+    def decorate(cls: type[nn.Module]) -> type[nn.Module]:
+        _MODELS.update({name: (cls, keywords) for name, keywords in models.items()})
+        return cls
+
+    return decorate
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the models, sorted; ``pattern`` is a shell pattern, e.g. ``"*video*"``."""
+    return sorted(fnmatch.filter(_MODELS, pattern))
+
+
+def create_model(
+    name: str, *, checkpoint: str | PathLike[str] | None = None, **keywords: Any
+) -> nn.Module:
+    """Build a model in training mode, float32, with the official initialisation.
+
+    Args:
+        name: one of ``list_models()``.
+        checkpoint: file of weights to load.
+        **keywords: of the model's class; every one takes ``num_classes``, ``in_chans`` and
+            ``drop_path_rate``, the video models also ``attention`` and ``temporal_patch``.
+
+    Raises:
+        ValueError: there is no such model, or a keyword's value is none of those there are.
+        TypeError: the model takes no such keyword.
+    """
+    if name not in _MODELS:
+        close = difflib.get_close_matches(name, _MODELS, n=3) or list_models()
+        raise ValueError(f"create_model: name: no model {name!r}; there is {', '.join(close)}")
+    cls, preset = _MODELS[name]
+    accepted = inspect.signature(cls).parameters
+    if unknown := [keyword for keyword in keywords if keyword not in accepted]:
+        raise TypeError(
+            f"create_model: {name} takes no {', '.join(unknown)}; it takes {', '.join(accepted)}"
+        )
+    model = cls(**{**preset, **keywords})
+    if checkpoint is not None:
+        load_checkpoint(model, checkpoint)
+    return model
