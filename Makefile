@@ -23,7 +23,7 @@ build: .venv/built
 
 # make demo [VIDEO=clip.mp4] [CHECKPOINT=weights.pth]
 demo: build
-	$(BIN)/python -m uniformer demo $(VIDEO) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT))
+	$(BIN)/python -m uniformer demo $(if $(VIDEO),"$(VIDEO)") $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
 
 test: build lint
 	$(BIN)/python -m pytest

@@ -160,12 +160,14 @@ UK_INLINE void correlate_lines(vec<A> (&sum)[ROWS][KW], const A* x, const A* con
   vec<A> own[COLUMNS];
 #pragma GCC unroll 32
   for (int j = 0; j < COLUMNS; ++j) own[j] = load_once(x + j * L);
+  const A* line[ROWS];
 #pragma GCC unroll 8
-  for (int i = 0; i < ROWS; ++i) {
-    const A* line = plain(dy[i]);
+  for (int i = 0; i < ROWS; ++i) line[i] = plain(dy[i]);
 #pragma GCC unroll 32
-    for (int j = 0; j < COLUMNS + KW - 1; ++j) {
-      const vec<A> v = load_once(line + j * L);
+  for (int j = 0; j < COLUMNS + KW - 1; ++j) {
+#pragma GCC unroll 8
+    for (int i = 0; i < ROWS; ++i) {
+      const vec<A> v = load_once(line[i] + j * L);
 #pragma GCC unroll 8
       for (int k = 0; k < KW; ++k)
         if (j - k >= 0 && j - k < COLUMNS) sum[i][k] += v * own[j - k];
@@ -221,7 +223,7 @@ void correlate_row(const DepthwiseShape& s, const Ring<S>& dy,
   // ROWS * KW sums, COLUMNS of x and one line in registers; enough sums to hide FMA latency.
   constexpr bool many = UK_VECTOR_REGISTERS == 32;
   constexpr int ROWS = many ? (KW == 1 ? 7 : KW == 3 ? 3 : KW == 5 ? 3 : 2) : KW > 3 ? 1 : 2;
-  constexpr int COLUMNS = many ? 7 : 4;
+  constexpr int COLUMNS = many ? (KW <= 3 ? 14 : 7) : 4;
   constexpr int64_t kColumns = 14, kFrames = 4;  // what stays in the L1 cache over the loops below
   for (int64_t left = 0; left < s.W; left += kColumns) {
     const int64_t right = min(left + kColumns, s.W);

@@ -1,0 +1,59 @@
+"""The command line: ``uniformer``, the same as ``python -m uniformer``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .data import VideoError
+from .registry import create_model, list_models
+from .weights import CheckpointError
+
+app = typer.Typer(
+    help="UniFormer models on fast kernels.", no_args_is_help=True, add_completion=False
+)
+
+
+@app.command()
+def demo(
+    video: Annotated[
+        Path | None, typer.Argument(help="A video file; a moving scene is rendered without one.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Official weights; random without one.")
+    ] = None,
+    classes: Annotated[int, typer.Option(help="Classes of the checkpoint.", min=1)] = 400,
+    out: Annotated[
+        Path, typer.Option(help="Folder for chart and figures.", file_okay=False)
+    ] = Path("demo"),
+) -> None:
+    """Classify a video and train on it, in plain PyTorch and on the kernels; compare both."""
+    from .demo import Settings, run_demo  # matplotlib takes a while: not for the other commands
+
+    run_demo(video, checkpoint, out, Settings(num_classes=classes))
+
+
+@app.command()
+def models(pattern: Annotated[str, typer.Argument(help="Like '*video*'.")] = "*") -> None:
+    """List the models and how many parameters they have."""
+    table = Table("model", "parameters")
+    table.columns[1].justify = "right"
+    for name in list_models(pattern):
+        with torch.device("meta"):
+            size = sum(p.numel() for p in create_model(name).parameters())
+        table.add_row(name, f"{size:,}")
+    Console().print(table)
+
+
+def main() -> None:
+    """Run the command line; bad input ends it with a message, not with a traceback."""
+    try:
+        app()
+    except (VideoError, CheckpointError) as error:
+        sys.exit(f"uniformer: {error}")

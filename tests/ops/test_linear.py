@@ -1,0 +1,182 @@
+"""Matrix products with GELU and residual: shapes of any rank, and what does not fit."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from uniformer_kernels import feed_forward, linear, reference
+
+from tests.contract import DTYPES, check, draw
+
+SHAPES = [  # of x, and C_out
+    ((1,), 1),
+    ((17,), 3),
+    ((5, 1), 1),
+    ((2, 3, 16), 33),
+    ((2, 3, 5, 7, 11), 13),
+    ((49, 64), 256),
+    ((1, 130), 512),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("shape", "C_out"), SHAPES, ids=str)
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_linear(shape, C_out, activation, dtype, backend) -> None:
+    inputs = {"x": draw(*shape, dtype=dtype), "weight": draw(C_out, shape[-1], dtype=dtype)}
+    inputs |= {"bias": draw(C_out, dtype=dtype)}
+    inputs |= {"residual": draw(*shape[:-1], C_out, dtype=dtype)}
+    reduction = max(C_out, torch.Size(shape).numel())
+    for chosen in (("x", "weight"), ("x", "weight", "bias"), ("x", "weight", "residual"), inputs):
+        check(
+            partial(linear, activation=activation),
+            partial(reference.linear, activation=activation),
+            {name: inputs[name] for name in chosen},
+            reduction=reduction,
+        )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("biases", [False, True])
+def test_feed_forward(biases, dtype, backend) -> None:
+    inputs = {
+        "x": draw(2, 3, 4, 5, 24, dtype=dtype),
+        "fc1_weight": draw(96, 24, dtype=dtype),
+        "fc1_bias": draw(96, dtype=dtype) if biases else None,
+        "fc2_weight": draw(24, 96, dtype=dtype),
+        "fc2_bias": draw(24, dtype=dtype) if biases else None,
+        "residual": draw(2, 3, 4, 5, 24, dtype=dtype) if biases else None,
+    }
+    check(feed_forward, reference.feed_forward, inputs, reduction=120)
+
+
+@given(
+    batch=st.lists(st.integers(1, 6), max_size=3),
+    C_in=st.integers(1, 40),
+    C_out=st.integers(1, 40),
+    transposed=st.booleans(),
+    steps=st.tuples(*[st.integers(1, 3)] * 2),
+    dtype=st.sampled_from(DTYPES),
+    activation=st.sampled_from([None, "gelu"]),
+    seed=st.integers(0, 2**32),
+)
+def test_any_shape_and_strides(
+    batch, C_in, C_out, transposed, steps, dtype, activation, seed
+) -> None:
+    torch.manual_seed(seed)
+    weight = draw(C_in, C_out, dtype=dtype).t() if transposed else draw(C_out, C_in, dtype=dtype)
+    inputs = {
+        "x": draw(*batch, C_in * steps[0], dtype=dtype)[..., :: steps[0]],
+        "weight": weight,
+        "bias": draw(C_out * steps[1], dtype=dtype)[:: steps[1]],
+        "residual": draw(C_out, *batch, dtype=dtype).movedim(0, -1),
+    }
+    check(
+        partial(linear, activation=activation),
+        partial(reference.linear, activation=activation),
+        inputs,
+        reduction=max(C_in, C_out, torch.Size(batch).numel()),
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("step", [(0, 1), (1, 0), (3, 1), (1, 3), (2, 2), (16, 2)], ids=str)
+def test_overlapping_memory(step, dtype, backend) -> None:
+    """Expanded and sliding views: as ``x``, as ``weight``, and as a strided bias."""
+    view = draw(100, dtype=dtype).as_strided((5, 8), step)
+    other = draw(7, 8, dtype=dtype)
+    for inputs in (
+        {"x": view, "weight": other},
+        {"x": other, "weight": view, "bias": view[:, 0]},
+    ):
+        check(linear, reference.linear, inputs, reduction=12)
+        with torch.no_grad():  # inference takes another way
+            torch.testing.assert_close(linear(**inputs), reference.linear(**inputs))
+
+
+def test_gelu_is_the_exact_one(backend) -> None:
+    """The tanh approximation is off by 5e-4 here."""
+    x = torch.linspace(-6, 6, 1001)[:, None]
+    want = F.gelu(x.double())
+    got = linear(x, torch.ones(1, 1), torch.zeros(1), activation="gelu")
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-6)
+
+
+def test_residual_may_be_wider(backend) -> None:
+    x, weight, residual = draw(5, 8), draw(6, 8), draw(5, 6)
+    got = linear(x.bfloat16(), weight.bfloat16(), residual=residual)
+    assert got.dtype == torch.float32
+    product = F.linear(x.bfloat16(), weight.bfloat16())
+    torch.testing.assert_close(got, product.float() + residual, rtol=2e-2, atol=2e-2)
+    x, weight = draw(5, 8), draw(6, 8)
+    before = residual.double()
+    got = linear(x, weight, residual=before)
+    assert got.dtype == torch.float64
+    torch.testing.assert_close(
+        got, F.linear(x, weight).double() + before, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_nothing_given_is_written_to(backend) -> None:
+    """Inference may add in place, but to its own memory only."""
+    x, weight, bias, residual = draw(5, 8), draw(8, 8), draw(8), draw(5, 8)
+    copies = [t.clone() for t in (x, weight, bias, residual)]
+    y = linear(x, weight, bias, residual=residual)
+    assert y.data_ptr() not in {t.data_ptr() for t in (x, weight, bias, residual)}
+    for given_, copy in zip((x, weight, bias, residual), copies, strict=True):
+        assert torch.equal(given_, copy)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_spreads_over_its_row_only(value, backend) -> None:
+    x, weight, bias = draw(37, 19), draw(23, 19), draw(23)
+    x[11, 7] = value
+    bad = ~linear(x, weight, bias).isfinite()
+    assert bad[11].all()
+    assert bad.sum() == 23
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"x": ()}, r"x: expected \[\.\.\., C\], got"),
+        ({"x": (2, 3, 9)}, r"weight: expected \[C_out, 9\], got \[6, 8\]"),
+        ({"weight": (8,)}, r"weight: expected \[C_out, 8\], got \[8\]"),
+        ({"weight": (6, 8, 1)}, r"weight: expected \[C_out, 8\], got \[6, 8, 1\]"),
+        ({"bias": (8,)}, r"bias: expected \[6\], got \[8\]"),
+        ({"residual": (2, 3, 8)}, r"residual: expected \[2, 3, 6\], got \[2, 3, 8\]"),
+        ({"residual": (6,)}, r"residual: expected \[2, 3, 6\], got \[6\]"),
+    ],
+    ids=str,
+)
+def test_refuses_sizes_that_do_not_fit(shapes, message, backend) -> None:
+    fitting = {"x": (2, 3, 8), "weight": (6, 8), "bias": (6,), "residual": (2, 3, 6)}
+    with pytest.raises(ValueError, match=f"linear: {message}"):
+        linear(**{name: draw(*shape) for name, shape in (fitting | shapes).items()})
+
+
+def test_refuses_an_unknown_activation(backend) -> None:
+    with pytest.raises(ValueError, match=r"linear: activation: expected 'gelu'.*got 'relu'"):
+        linear(draw(2, 3), draw(4, 3), activation="relu")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("fc1_weight", (16, 7), r"fc1_weight: expected \[C_out, 8\], got \[16, 7\]"),
+        ("fc1_bias", (8,), r"fc1_bias: expected \[16\], got \[8\]"),
+        ("fc2_weight", (8, 15), r"fc2_weight: expected \[C_out, 16\], got \[8, 15\]"),
+        ("fc2_bias", (16,), r"fc2_bias: expected \[8\], got \[16\]"),
+        ("residual", (2, 9), r"residual: expected \[2, 8\], got \[2, 9\]"),
+    ],
+)
+def test_feed_forward_refuses_sizes_that_do_not_fit(name, shape, message, backend) -> None:
+    inputs = {"x": (2, 8), "fc1_weight": (16, 8), "fc1_bias": (16,), "fc2_weight": (8, 16)}
+    inputs |= {"fc2_bias": (8,), "residual": (2, 8)} | {name: shape}
+    with pytest.raises(ValueError, match=f"feed_forward: {message}"):
+        feed_forward(**{key: draw(*size) for key, size in inputs.items()})
