@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
 from uniformer_kernels import use_backend
 
 # Derandomised so that a run is repeatable; `--hypothesis-profile=explore` looks further.
-_common = dict(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+_common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("repeatable", derandomize=True, max_examples=30, **_common)
 settings.register_profile("explore", max_examples=500, **_common)
 settings.load_profile("repeatable")

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import uniformer_kernels as uk
-from uniformer_kernels.backends import BACKENDS, Implementation, Operator, chosen_backend
 
+import uniformer_kernels as uk
 from tests.contract import draw
+from uniformer_kernels.backends import BACKENDS, Implementation, Operator, chosen_backend
 
 PACKAGE = Path(uk.__file__).parent
 CONVOLVE = """
@@ -99,7 +99,7 @@ def test_forced_backend_that_lacks_the_operator(toy) -> None:
     del toy.implementations["cpu"]
     with (
         uk.use_backend("cpu"),
-        pytest.raises(uk.BackendError, match="toy: .*does not implement toy"),
+        pytest.raises(uk.BackendError, match=r"toy: .*does not implement toy"),
     ):
         toy(torch.zeros(1))
 
@@ -115,7 +115,7 @@ def test_forced_cpu_declines_another_device() -> None:
     assert uk.depthwise_conv3d(x, weight).shape == x.shape
     with (
         uk.use_backend("cpu"),
-        pytest.raises(uk.BackendError, match="depthwise_conv3d: the cpu .*x is on meta"),
+        pytest.raises(uk.BackendError, match=r"depthwise_conv3d: the cpu .*x is on meta"),
     ):
         uk.depthwise_conv3d(x, weight)
 
@@ -193,7 +193,7 @@ def test_variable_chooses() -> None:
 
 
 def test_use_backend_overrides_the_variable() -> None:
-    code = f"import uniformer_kernels\nwith uniformer_kernels.use_backend('cpu'):\n  exec({CONVOLVE!r})"
+    code = f"import uniformer_kernels as uk\nwith uk.use_backend('cpu'):\n    exec({CONVOLVE!r})"
     result = python(code, UNIFORMER_KERNELS_BACKEND="reference")
     assert "cpu        serves this call" in result.stdout, result.stderr
 
@@ -230,6 +230,5 @@ def test_forced_cpu_without_an_extension(broken: Path) -> None:
     (broken / PACKAGE.name / "_C.abi3.so").unlink()
     result = python(CONVOLVE, broken, UNIFORMER_KERNELS_BACKEND="cpu")
     assert result.returncode == 1
-    assert "BackendError: depthwise_conv3d: the cpu backend declines: the extension is not built" in (
-        result.stderr
-    )
+    assert "BackendError: depthwise_conv3d: the cpu backend declines" in result.stderr
+    assert "the extension is not built" in result.stderr

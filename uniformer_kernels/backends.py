@@ -9,6 +9,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 BACKENDS = ("cpu", "reference")
 """Every backend, in order of preference."""
 
@@ -17,6 +19,8 @@ OPERATORS: dict[str, Operator] = {}
 
 _VARIABLE = "UNIFORMER_KERNELS_BACKEND"
 _chosen: ContextVar[str | None] = ContextVar("uniformer_kernels_backend", default=None)
+# The same for code under torch.compile, which can guard a global but not a context variable.
+_chosen_compiled: str | None = None
 
 
 def _known(name: str, source: str) -> str:
@@ -32,6 +36,8 @@ if _default is not None:
 
 def chosen_backend() -> str | None:
     """The backend asked for by ``use_backend`` or the environment, ``None`` for automatic."""
+    if torch.compiler.is_compiling():
+        return _chosen_compiled or _default
     return _chosen.get() or _default
 
 
@@ -39,16 +45,22 @@ def chosen_backend() -> str | None:
 def use_backend(name: str) -> Iterator[None]:
     """Serve every operator inside the ``with`` by one backend, or raise with its reason.
 
+    Holds for the calling thread; compiled functions follow the last choice of any thread, and are
+    compiled again when it changes.
+
     Args:
         name: ``"cpu"`` or ``"reference"``.
 
     Raises:
         ValueError: ``name`` is no backend.
     """
+    global _chosen_compiled
     token = _chosen.set(_known(name, "use_backend"))
+    before, _chosen_compiled = _chosen_compiled, name
     try:
         yield
     finally:
+        _chosen_compiled = before
         _chosen.reset(token)
 
 

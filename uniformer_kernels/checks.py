@@ -42,12 +42,20 @@ def alike(operator: str, first: tuple[str, Tensor], **others: Tensor | None) -> 
     """Every tensor of ``others`` has the dtype and device of ``first``."""
     name, tensor = first
     for other, value in others.items():
-        if value is None:
-            continue
-        if value.dtype != tensor.dtype:
+        if value is not None and value.dtype != tensor.dtype:
             raise TypeError(
                 f"{operator}: {other}: expected {tensor.dtype} like {name}, got {value.dtype}"
             )
+    alongside(operator, first, **others)
+
+
+def alongside(operator: str, first: tuple[str, Tensor], **others: Tensor | None) -> None:
+    """Every tensor of ``others`` is floating and on the device of ``first``."""
+    name, tensor = first
+    for other, value in others.items():
+        if value is None:
+            continue
+        floating(operator, other, value)
         if value.device != tensor.device:
             raise ValueError(
                 f"{operator}: {other}: expected on {tensor.device} like {name}, got {value.device}"

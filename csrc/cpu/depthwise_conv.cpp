@@ -26,11 +26,11 @@ DepthwiseShape shape_of(const Tensor& x, const Tensor& weight) {
           weight.size(2), weight.size(3), weight.size(4), x.size(2)};
 }
 
-// Cuts H so that there are about `wanted` tasks, and each chunk is worth packing its halo again.
+// Cuts H evenly into about as many chunks as `wanted` tasks need, each worth packing its halo again.
 int64_t set_tasks(DepthwiseShape& s, int64_t blocks, int64_t wanted) {
-  const int64_t least = std::max<int64_t>(1, 4 * (s.kh - 1));
-  const int64_t chunks = std::max<int64_t>(1, divide_up(wanted, std::max<int64_t>(1, s.B * blocks)));
-  s.chunk = std::max(divide_up(s.H, chunks), least);
+  const int64_t most = std::max<int64_t>(1, s.H / std::max<int64_t>(1, 3 * (s.kh - 1)));
+  const int64_t chunks = std::min(most, divide_up(wanted, std::max<int64_t>(1, s.B * blocks)));
+  s.chunk = divide_up(s.H, std::max<int64_t>(1, chunks));
   return s.B * blocks * divide_up(s.H, s.chunk);
 }
 
@@ -86,7 +86,7 @@ Tensor forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor
   // Any split gives the same result here, so it may follow the number of threads.
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t tasks =
-      set_tasks(s, divide_up(s.C, kernel.lanes), threads == 1 ? 1 : 2 * threads);
+      set_tasks(s, divide_up(s.C, kernel.lanes), threads == 1 ? 1 : 4 * threads);
   const Tensor packed = pack_weight<S>(weight, kernel.lanes, false);
   const Tensor packed_bias = bias ? pack_bias<S>(*bias, kernel.lanes) : packed;
   const A* w = static_cast<const A*>(packed.const_data_ptr());
@@ -117,7 +117,7 @@ void reduce(const DepthwiseShape& s, int64_t lanes, const Tensor& partial, Tenso
       std::fill(sum.begin(), sum.end(), A(0));
       for (int64_t b = 0; b < s.B; ++b)
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-          const A* part = parts + ((b * blocks + block) * chunks + chunk) * size;
+          const A* part = parts + ((b * chunks + chunk) * blocks + block) * size;
           for (int64_t i = 0; i < size; ++i) sum[i] += part[i];
         }
       for (int64_t lane = 0; lane < std::min(lanes, s.C - block * lanes); ++lane) {
@@ -145,7 +145,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, c
   const DepthwiseKernels<S>& kernel = UK_KERNELS(depthwise_kernels, S);
   DepthwiseShape s = shape_of(x, weight);
   // Partial sums follow this split, so it must not follow the number of threads.
-  const int64_t tasks = set_tasks(s, divide_up(s.C, kernel.lanes), 16);
+  const int64_t tasks = set_tasks(s, divide_up(s.C, kernel.lanes), 8);
   const int64_t size = (s.kt * s.kh * s.kw + 1) * kernel.lanes;
   const Tensor packed = pack_weight<S>(weight, kernel.lanes, true);
   const Tensor parts =

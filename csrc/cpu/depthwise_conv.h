@@ -35,8 +35,9 @@ struct DepthwiseMap {
   int64_t stride[5];
 };
 
-// One instruction set's kernels for storage type S.  A task is one (sample, channel block, chunk
-// of rows), chunks fastest; a channel block is `lanes` channels, zero-filled at the end.
+// One instruction set's kernels for storage type S.  A task is one (sample, chunk of rows, channel
+// block), blocks fastest, so that threads do not write to neighbouring cache lines; a channel block
+// is `lanes` channels, zero-filled at the end.
 // Packed weights are [blocks, kt, kh, kw, lanes], packed bias [blocks, lanes].
 template <class S>
 struct DepthwiseKernels {

@@ -27,10 +27,10 @@ struct Task {
 
   Task(const DepthwiseShape& s, int64_t task) {
     int64_t chunks = (s.H + s.chunk - 1) / s.chunk, blocks = (s.C + L - 1) / L;
-    begin = task % chunks * s.chunk;
+    block = task % blocks;
+    begin = task / blocks % chunks * s.chunk;
     end = min(begin + s.chunk, s.H);
-    block = task / chunks % blocks;
-    b = task / chunks / blocks;
+    b = task / blocks / chunks;
     channels = min(L, s.C - block * L);
   }
 };

@@ -58,11 +58,9 @@ UK_INLINE vec<float> load(const bf16* p) {
 
 // Round to nearest even; a NaN keeps its upper bits and a set quiet bit, so it stays one.
 UK_INLINE void store(bf16* p, vec<float> v) {
-  words bits = (words)v;
-  words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  words quiet = (bits >> 16) | 0x40;
-  words nan = (words)(v != v);
-  half_words out = __builtin_convertvector((rounded & ~nan) | (quiet & nan), half_words);
+  words bits = (words)v, upper = bits >> 16;
+  words rounded = (bits + 0x7fff + (upper & 1)) >> 16;
+  half_words out = __builtin_convertvector(v == v ? rounded : upper | 0x40, half_words);
   __builtin_memcpy(p, &out, sizeof(out));
 }
 

@@ -1,5 +1,6 @@
 """Depthwise convolution as PyTorch computes it."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -8,6 +9,11 @@ def depthwise_conv3d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, residual: bool = False
 ) -> Tensor:
     """``conv3d(x, groups=C)`` with 'same' zero padding, on ``[B, T, H, W, C]``."""
+    if x.dtype == torch.bfloat16 and x.device.type == "cpu":
+        # oneDNN's bfloat16 weight gradient reads unwritten memory for kernels of five frames.
+        wide = [t if t is None else t.float() for t in (x, weight, bias)]
+        with torch.autocast("cpu", enabled=False):
+            return depthwise_conv3d(*wide, residual=residual).to(x.dtype)
     padding = [k // 2 for k in weight.shape[2:]]
     y = F.conv3d(x.movedim(-1, 1), weight, bias, padding=padding, groups=x.shape[-1])
     y = y.movedim(1, -1)
