@@ -17,6 +17,22 @@ STABLE_TORCH_LIBRARY(uniformer_kernels, m) {
   m.def(
       "joint_attention_backward(Tensor dout, Tensor qkv, Tensor out, Tensor lse, int num_heads, "
       "float scale) -> Tensor");
+  // The same inside windows of a grid with so many columns; gradients of qkv and bias.
+  m.def(
+      "window_attention(Tensor qkv, Tensor bias, int num_heads, int columns, int window_size, "
+      "float scale) -> (Tensor, Tensor)");
+  m.def(
+      "window_attention_backward(Tensor dout, Tensor qkv, Tensor bias, Tensor out, Tensor lse, "
+      "int num_heads, int columns, int window_size, float scale) -> (Tensor, Tensor)");
+  // [B, P + keep + 1, C] and the kept tokens' index [B, keep]; gradients of x and importance.
+  m.def(
+      "token_shrink(Tensor x, Tensor importance, int keep, Tensor? prefix) -> (Tensor, Tensor)");
+  m.def(
+      "token_shrink_backward(Tensor dtokens, Tensor x, Tensor importance, Tensor index) -> "
+      "(Tensor, Tensor)");
+  m.def("token_recover(Tensor x, Tensor index, Tensor kept, Tensor delta) -> Tensor");
+  // Gradients of x, kept and delta.
+  m.def("token_recover_backward(Tensor dy, Tensor index) -> (Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(uniformer_kernels, CPU, m) {
@@ -24,4 +40,10 @@ STABLE_TORCH_LIBRARY_IMPL(uniformer_kernels, CPU, m) {
   m.impl("depthwise_conv3d_backward", TORCH_BOX(&uk::depthwise_conv3d_backward));
   m.impl("joint_attention", TORCH_BOX(&uk::joint_attention));
   m.impl("joint_attention_backward", TORCH_BOX(&uk::joint_attention_backward));
+  m.impl("window_attention", TORCH_BOX(&uk::window_attention));
+  m.impl("window_attention_backward", TORCH_BOX(&uk::window_attention_backward));
+  m.impl("token_shrink", TORCH_BOX(&uk::token_shrink));
+  m.impl("token_shrink_backward", TORCH_BOX(&uk::token_shrink_backward));
+  m.impl("token_recover", TORCH_BOX(&uk::token_recover));
+  m.impl("token_recover_backward", TORCH_BOX(&uk::token_recover_backward));
 }

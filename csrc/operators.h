@@ -28,4 +28,30 @@ torch::stable::Tensor joint_attention_backward(const torch::stable::Tensor& dout
                                                const torch::stable::Tensor& lse, int64_t num_heads,
                                                double scale);
 
+std::tuple<torch::stable::Tensor, torch::stable::Tensor> window_attention(
+    const torch::stable::Tensor& qkv, const torch::stable::Tensor& bias, int64_t num_heads,
+    int64_t columns, int64_t window_size, double scale);
+
+std::tuple<torch::stable::Tensor, torch::stable::Tensor> window_attention_backward(
+    const torch::stable::Tensor& dout, const torch::stable::Tensor& qkv,
+    const torch::stable::Tensor& bias, const torch::stable::Tensor& out,
+    const torch::stable::Tensor& lse, int64_t num_heads, int64_t columns, int64_t window_size,
+    double scale);
+
+std::tuple<torch::stable::Tensor, torch::stable::Tensor> token_shrink(
+    const torch::stable::Tensor& x, const torch::stable::Tensor& importance, int64_t keep,
+    const std::optional<torch::stable::Tensor>& prefix);
+
+std::tuple<torch::stable::Tensor, torch::stable::Tensor> token_shrink_backward(
+    const torch::stable::Tensor& dtokens, const torch::stable::Tensor& x,
+    const torch::stable::Tensor& importance, const torch::stable::Tensor& index);
+
+torch::stable::Tensor token_recover(const torch::stable::Tensor& x,
+                                    const torch::stable::Tensor& index,
+                                    const torch::stable::Tensor& kept,
+                                    const torch::stable::Tensor& delta);
+
+std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor>
+token_recover_backward(const torch::stable::Tensor& dy, const torch::stable::Tensor& index);
+
 }  // namespace uk

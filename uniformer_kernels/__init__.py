@@ -5,7 +5,18 @@ Activations are channels-last: feature maps ``[B, T, H, W, C]`` (images have ``T
 """
 
 from .backends import BackendError, explain, use_backend
-from .ops import depthwise_conv3d, feed_forward, joint_attention, linear, patch_embed
+from .ops import (
+    depthwise_conv3d,
+    feed_forward,
+    joint_attention,
+    joint_attention_with_score,
+    linear,
+    patch_embed,
+    query_attention,
+    token_recover,
+    token_shrink,
+    window_attention,
+)
 
 __all__ = [
     "BackendError",
@@ -13,8 +24,13 @@ __all__ = [
     "explain",
     "feed_forward",
     "joint_attention",
+    "joint_attention_with_score",
     "linear",
     "patch_embed",
+    "query_attention",
+    "token_recover",
+    "token_shrink",
     "use_backend",
+    "window_attention",
 ]
 __version__ = "0.1.0"

@@ -15,9 +15,26 @@ from .backends import BACKENDS, OPERATORS, chosen_backend
 _CALLS = {
     "depthwise_conv3d": lambda x: (x, x.new_zeros(x.shape[-1], 1, 3, 3, 3)),
     "joint_attention": lambda x: (x.new_zeros(1, 4, 3 * x.shape[-1]), 1),
+    "joint_attention_with_score": lambda x: (x.new_zeros(1, 4, 3 * x.shape[-1]), 1),
     "linear": lambda x: (x, x.new_zeros(8, x.shape[-1])),
     "feed_forward": lambda x: (x, x.new_zeros(8, x.shape[-1]), None, x.new_zeros(8, 8), None),
     "patch_embed": lambda x: (x, x.new_zeros(8, x.shape[-1], 1, 2, 2), None),
+    "query_attention": lambda x: (
+        x.new_zeros(1, 1, x.shape[-1]),
+        x.new_zeros(1, 4, x.shape[-1]),
+        *(x.new_zeros(x.shape[-1]) for _ in range(2)),
+        x.new_zeros(3 * x.shape[-1], x.shape[-1]),
+        x.new_zeros(3 * x.shape[-1]),
+        1,
+    ),
+    "window_attention": lambda x: (x.new_zeros(1, 1, 2, 2, 3 * x.shape[-1]), None, 1, 2),
+    "token_shrink": lambda x: (x[0, 0], x[0, 0, :, :, 0], 1),
+    "token_recover": lambda x: (
+        x[0, 0],
+        x.new_zeros(x.shape[2], 1, dtype=torch.int64),
+        x[0, 0, :, :1],
+        x[0, 0, :, :1],
+    ),
 }
 _KEYWORDS: dict[str, dict[str, Any]] = {"patch_embed": {"stride": (1, 2, 2)}}
 

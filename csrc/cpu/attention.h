@@ -1,4 +1,4 @@
-// Joint attention from packed queries, keys and values: what the host and the kernels agree on.
+// Joint and window attention from packed queries, keys and values: what the host and the kernels agree on.
 // Plain data only, as in depthwise_conv.h.
 #pragma once
 
@@ -9,24 +9,34 @@
 namespace uk {
 
 // Sizes of one call.  qkv is [B, N, 3, H, d] with any strides for samples and tokens.
+//
+// The tokens are a grid's, row by row, and attend inside windows of it.  Windows start at the
+// grid's first corner; where they reach over it, all that is missing is one key and one value, the
+// bias, as often.  Joint attention has one row and one window, as wide as the row.
 struct AttentionShape {
   int64_t B, N, H, d;
   float scale;
   int64_t sample_stride, token_stride;
-  int64_t chunk;  // queries in one task, a multiple of the tile
+  int64_t columns;      // of the grid
+  int64_t tall, wide;   // height and width of a window
+  int64_t down, across; // windows above and beside each other
+  int64_t tokens;       // in the largest window
+  int64_t padded;       // 1 where windows reach over the grid, else 0
+  int64_t chunk;        // queries in one task, a multiple of the tile
 };
 
-// One instruction set's kernels for storage type S.  A task is one (sample, head, chunk of
-// queries), chunks fastest.
+// One instruction set's kernels for storage type S.  A task is one (sample, window, head, chunk of
+// queries), chunks fastest.  The bias [3, H, d] is read where windows reach over the grid.
 template <class S>
 struct AttentionKernels {
   int64_t tile;     // queries worked on at a time
   int64_t padding;  // heads are padded to a multiple of this in the partial sums
   // out [B, N, H, d] = softmax(scale q k') v, lse [B, H, N] = log2 sum exp2 of the scaled scores.
-  void (*forward)(const AttentionShape&, const S* qkv, S* out, float* lse, int64_t task);
+  void (*forward)(const AttentionShape&, const S* qkv, const S* bias, S* out, float* lse,
+                  int64_t task);
   // dqkv's third for queries, and this task's part of those for keys and values,
-  // [2, N, d padded], from dout and out [B, N, H, d].
-  void (*backward)(const AttentionShape&, const S* qkv, const S* dout, const S* out,
+  // [2, padded + tokens, d padded] with the bias first, from dout and out [B, N, H, d].
+  void (*backward)(const AttentionShape&, const S* qkv, const S* bias, const S* dout, const S* out,
                    const float* lse, S* dqkv, float* partial, int64_t task);
 };
 

@@ -111,6 +111,23 @@ def global_block(
     return z.mT.reshape(x.shape)
 
 
+def window_block(x: Tensor, m: nn.ModuleDict, num_heads: int, window_size: int) -> Tensor:
+    """On ``[B, C, H, W]``, one window after another of the normalised map and zeros around it."""
+    x = x + m["dpe"](x)
+    _, _, H, W = x.shape
+    p = window_size
+    y = F.pad(m["norm1"](x.movedim(1, -1)), (0, 0, 0, -W % p, 0, -H % p))
+    attended = torch.empty_like(y)
+    for top in range(0, H, p):
+        for left in range(0, W, p):
+            window = y[:, top : top + p, left : left + p]
+            z = attention(window.flatten(1, 2), m["qkv"], m["proj"], num_heads)
+            attended[:, top : top + p, left : left + p] = z.view(window.shape)
+    z = x.movedim(1, -1) + attended[:, :H, :W]
+    z = z + m["fc2"](F.gelu(m["fc1"](m["norm2"](z))))
+    return z.movedim(-1, 1)
+
+
 def divided_block(x: Tensor, m: nn.ModuleDict, num_heads: int) -> Tensor:
     """On ``[B, C, T, H, W]``, one position and one frame after another."""
     x = x + m["dpe"](x)

@@ -123,6 +123,16 @@ def test_global_block(ndim: int, layer_scale: bool) -> None:
     same(ours, theirs, plain.global_modules(6, ndim), draw(6, ndim), *gammas)
 
 
+@pytest.mark.parametrize("window_size", [2, 3, 4, 8])
+def test_window_block(window_size: int) -> None:
+    same(
+        lambda x, p: blocks.window_block(x, **p, num_heads=3, window_size=window_size),
+        lambda x, m: plain.window_block(x, m, 3, window_size),
+        plain.global_modules(6, 2),
+        draw(6, 2),
+    )
+
+
 def test_divided_block() -> None:
     same(
         lambda x, p: blocks.divided_block(x, **p, num_heads=3),

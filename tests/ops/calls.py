@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any
 
 import torch
-import uniformer_kernels as uk
 from torch import Tensor
-from uniformer_kernels import reference
 
+import uniformer_kernels as uk
 from tests.contract import Function, draw
+from uniformer_kernels import reference
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Call:
     shapes: dict[str, tuple[int, ...]]
     reduction: int
     options: dict[str, Any] = field(default_factory=dict)
+    scales: dict[str, float] = field(default_factory=dict)
 
     @property
     def kernel(self) -> Function:
@@ -32,7 +33,10 @@ class Call:
         return partial(getattr(reference, self.operator), **self.options)
 
     def inputs(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        return {name: draw(*shape, dtype=dtype) for name, shape in self.shapes.items()}
+        return {
+            name: draw(*shape, dtype=dtype) * self.scales.get(name, 1)
+            for name, shape in self.shapes.items()
+        }
 
 
 CALLS = [
@@ -60,6 +64,12 @@ CALLS = [
         },
         reduction=24,
     ),
+    Call(
+        "window_attention",
+        {"qkv": (2, 1, 5, 7, 48), "bias": (48,)},
+        reduction=140,
+        options={"num_heads": 2, "window_size": 3},
+    ),
     Call("joint_attention", {"qkv": (2, 9, 48)}, reduction=9, options={"num_heads": 2}),
     Call(
         "patch_embed",
@@ -72,5 +82,19 @@ CALLS = [
         },
         reduction=144,
         options={"stride": (2, 4, 4), "padding": (1, 0, 0)},
+    ),
+    Call(
+        "query_attention",
+        {
+            "query": (2, 1, 12),
+            "memory": (2, 9, 12),
+            "norm_weight": (12,),
+            "norm_bias": (12,),
+            "in_proj_weight": (36, 12),
+            "in_proj_bias": (36,),
+        },
+        reduction=36 * 12,  # products one behind another
+        options={"num_heads": 3},
+        scales={"in_proj_weight": 0.25},  # else one token takes all of a head's attention
     ),
 ]

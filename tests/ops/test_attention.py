@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from uniformer_kernels import joint_attention, reference
 
-from tests.contract import DTYPES, check, draw
+from tests.contract import DTYPES, check, draw, evaluate
+from uniformer_kernels import joint_attention, reference
 
 
 def hold(shape, num_heads, dtype=torch.float32, scale=None, qkv=None) -> None:
@@ -36,6 +36,8 @@ def hold(shape, num_heads, dtype=torch.float32, scale=None, qkv=None) -> None:
         ((1, 49, 128), 2),
         ((3, 50, 320), 5),
         ((1, 197, 64), 1),
+        ((1, 7, 130), 1),
+        ((1, 333, 16), 2),
     ],
     ids=str,
 )
@@ -116,6 +118,30 @@ def test_nan_stays_in_its_sample_and_head(start, spread, backend) -> None:
     channels = slice(11, 12) if start == 32 else slice(8, 16)
     want[1, rows, channels] = True
     assert torch.equal(bad, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_opcheck(dtype) -> None:
+    ops = torch.ops.uniformer_kernels
+    qkv = draw(2, 9, 96, dtype=dtype)
+    torch.library.opcheck(ops.joint_attention.default, (qkv, 2, 0.25))
+    out, lse = ops.joint_attention(qkv, 2, 0.25)
+    arguments = (draw(2, 9, 32, dtype=dtype), qkv, out, lse, 2, 0.25)
+    torch.library.opcheck(ops.joint_attention_backward.default, arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_same_bits_for_any_number_of_threads(dtype) -> None:
+    qkv, dy = draw(2, 150, 384, dtype=dtype), draw(2, 150, 128, dtype=dtype)
+    results = []
+    for threads in (1, 2, 3, 2):
+        torch.set_num_threads(threads)
+        results.append(
+            evaluate(partial(joint_attention, num_heads=2), {"qkv": qkv}, upstream=lambda _: dy)
+        )
+    for other in results[1:]:
+        for name, result in results[0].items():
+            assert torch.equal(result, other[name]), name
 
 
 @pytest.mark.parametrize(

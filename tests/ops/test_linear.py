@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 
 import pytest
@@ -9,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from uniformer_kernels import feed_forward, linear, reference
 
 from tests.contract import DTYPES, check, draw
+from uniformer_kernels import feed_forward, linear, reference
 
 SHAPES = [  # of x, and C_out
     ((1,), 1),
@@ -26,7 +27,7 @@ SHAPES = [  # of x, and C_out
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("shape", "C_out"), SHAPES, ids=str)
-@pytest.mark.parametrize("activation", [None, "gelu"])
+@pytest.mark.parametrize("activation", [None, "gelu", "quick_gelu"])
 def test_linear(shape, C_out, activation, dtype, backend) -> None:
     inputs = {"x": draw(*shape, dtype=dtype), "weight": draw(C_out, shape[-1], dtype=dtype)}
     inputs |= {"bias": draw(C_out, dtype=dtype)}
@@ -43,7 +44,8 @@ def test_linear(shape, C_out, activation, dtype, backend) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("biases", [False, True])
-def test_feed_forward(biases, dtype, backend) -> None:
+@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+def test_feed_forward(activation, biases, dtype, backend) -> None:
     inputs = {
         "x": draw(2, 3, 4, 5, 24, dtype=dtype),
         "fc1_weight": draw(96, 24, dtype=dtype),
@@ -52,7 +54,12 @@ def test_feed_forward(biases, dtype, backend) -> None:
         "fc2_bias": draw(24, dtype=dtype) if biases else None,
         "residual": draw(2, 3, 4, 5, 24, dtype=dtype) if biases else None,
     }
-    check(feed_forward, reference.feed_forward, inputs, reduction=120)
+    check(
+        partial(feed_forward, activation=activation),
+        partial(reference.feed_forward, activation=activation),
+        inputs,
+        reduction=120,
+    )
 
 
 @given(
@@ -62,7 +69,7 @@ def test_feed_forward(biases, dtype, backend) -> None:
     transposed=st.booleans(),
     steps=st.tuples(*[st.integers(1, 3)] * 2),
     dtype=st.sampled_from(DTYPES),
-    activation=st.sampled_from([None, "gelu"]),
+    activation=st.sampled_from([None, "gelu", "quick_gelu"]),
     seed=st.integers(0, 2**32),
 )
 def test_any_shape_and_strides(
@@ -107,6 +114,18 @@ def test_gelu_is_the_exact_one(backend) -> None:
     torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-6)
 
 
+def test_quick_gelu(backend) -> None:
+    """In inference, in training, and inside the feed-forward."""
+    x, weight, bias, back = draw(7, 12), draw(20, 12), draw(20), draw(12, 20)
+    hidden = F.linear(x.double(), weight.double(), bias.double())
+    want = hidden * torch.sigmoid(1.702 * hidden)
+    for leaf in (x, x.clone().requires_grad_()):
+        got = linear(leaf, weight, bias, activation="quick_gelu")
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+        y = feed_forward(leaf, weight, bias, back, None, activation="quick_gelu")
+        torch.testing.assert_close(y.double(), want @ back.double().t(), rtol=1e-4, atol=1e-4)
+
+
 def test_residual_may_be_wider(backend) -> None:
     x, weight, residual = draw(5, 8), draw(6, 8), draw(5, 6)
     got = linear(x.bfloat16(), weight.bfloat16(), residual=residual)
@@ -117,9 +136,7 @@ def test_residual_may_be_wider(backend) -> None:
     before = residual.double()
     got = linear(x, weight, residual=before)
     assert got.dtype == torch.float64
-    torch.testing.assert_close(
-        got, F.linear(x, weight).double() + before, rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(got, F.linear(x, weight).double() + before, rtol=1e-5, atol=1e-5)
 
 
 def test_nothing_given_is_written_to(backend) -> None:
@@ -163,6 +180,8 @@ def test_refuses_sizes_that_do_not_fit(shapes, message, backend) -> None:
 def test_refuses_an_unknown_activation(backend) -> None:
     with pytest.raises(ValueError, match=r"linear: activation: expected 'gelu'.*got 'relu'"):
         linear(draw(2, 3), draw(4, 3), activation="relu")
+    with pytest.raises(ValueError, match=r"feed_forward: activation: .*'quick_gelu', got None"):
+        feed_forward(draw(2, 3), draw(4, 3), None, draw(3, 4), None, activation=None)
 
 
 @pytest.mark.parametrize(
@@ -180,3 +199,16 @@ def test_feed_forward_refuses_sizes_that_do_not_fit(name, shape, message, backen
     inputs |= {"fc2_bias": (8,), "residual": (2, 8)} | {name: shape}
     with pytest.raises(ValueError, match=f"feed_forward: {message}"):
         feed_forward(**{key: draw(*size) for key, size in inputs.items()})
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("residual", [True, False])
+def test_feed_forward_in_parts(residual, dtype, backend, monkeypatch) -> None:
+    """Without gradients the cpu backend holds part of the hidden activations at a time."""
+    monkeypatch.setattr(sys.modules["uniformer_kernels.ops.linear"], "_HIDDEN", 4 * 16 + 5)
+    tensors = [draw(*shape, dtype=dtype) for shape in ((3, 7, 8), (16, 8), (16,), (8, 16), (8,))]
+    last = draw(3, 7, 8, dtype=dtype) if residual else None
+    got = feed_forward(*tensors, residual=last)
+    assert got.is_contiguous()
+    want = feed_forward(*(t.requires_grad_() for t in tensors), residual=last)
+    torch.testing.assert_close(got, want.detach())

@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from uniformer_kernels import patch_embed, reference
 
 from tests.contract import DTYPES, check, draw
+from uniformer_kernels import patch_embed, reference
 
 STEMS = {  # kernel, stride, padding
     "video": ((3, 4, 4), (2, 4, 4), (1, 0, 0)),

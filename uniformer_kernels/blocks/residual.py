@@ -17,15 +17,29 @@ def layer_scaled(layer: Affine, gamma: Tensor | None) -> Affine:
     return layer if gamma is None else layer.scale_output(gamma.flatten())
 
 
-def add_branch(x: Tensor, drop_path: float, operator: Callable[..., Tensor], *args: Any) -> Tensor:
-    """``x + DropPath(operator(*args))``.
-
-    With probability ``drop_path`` a sample (an index of the first axis) loses the branch; where it
-    stays it is divided by the probability that it does. A rate of 0 leaves the sum to the
-    operator's epilogue.
-    """
+def add_branch(
+    x: Tensor,
+    drop_path: float,
+    operator: Callable[..., Tensor],
+    *args: Any,
+    axis: int | None = 0,
+) -> Tensor:
+    """``x + DropPath(operator(*args))``; a rate of 0 leaves the sum to the operator's epilogue."""
     if not drop_path:
         return operator(*args, residual=x)
+    return add(x, operator(*args), drop_path, axis)
+
+
+def add(x: Tensor, branch: Tensor, drop_path: float, axis: int | None = 0) -> Tensor:
+    """``x + DropPath(branch)``.
+
+    With probability ``drop_path`` an index of ``axis`` (a sample, by default) loses the branch, or
+    all of ``x`` where that is ``None``; where it stays it is divided by the probability that it
+    does.
+    """
+    if not drop_path:
+        return x + branch
     keep = 1.0 - drop_path
-    mask = x.new_empty([x.shape[0]] + [1] * (x.dim() - 1)).bernoulli_(keep).div_(keep)
-    return torch.addcmul(x, operator(*args), mask)
+    draws = [size if index == axis else 1 for index, size in enumerate(x.shape)]
+    mask = x.new_empty(draws).bernoulli_(keep).div_(keep)
+    return torch.addcmul(x, branch, mask)

@@ -43,27 +43,40 @@ def patch_stem(
     )
 
 
-def conv_stem(x: Tensor, layers: Iterable[tuple[Affine, BatchNorm]]) -> Tensor:
+def conv_stem(
+    x: Tensor,
+    layers: Iterable[tuple[Affine, BatchNorm]],
+    *,
+    temporal_strides: Iterable[int] = (),
+) -> Tensor:
     """Overlapping 3x3 convolutions of stride 2, each with its BatchNorm, a GELU between two.
 
     Args:
-        x: ``[B, 1, H, W, C]``, floating, in any memory layout.
-        layers: convolutions ``[C', C, 3, 3]`` and the norms behind them.
+        x: ``[B, T, H, W, C]``, floating, in any memory layout; ``T = 1`` for 2-D convolutions.
+        layers: convolutions ``[C', C, 3, 3]`` or ``[C', C, 3, 3, 3]`` and the norms behind them.
+        temporal_strides: of every layer, for 3-D convolutions.
 
     Returns:
-        ``[B, 1, H', W', C']`` in ``x``'s dtype; every layer halves H and W, rounding up.
+        ``[B, T', H', W', C']`` in ``x``'s dtype; every layer halves H and W, rounding up, and
+        divides T by its temporal stride.
 
     Raises:
-        RuntimeError, ValueError: what ``conv2d`` and ``batch_norm`` raise.
+        RuntimeError, ValueError: what the convolution and ``batch_norm`` raise.
     """
+    strides = iter(temporal_strides)
     for depth, (conv, norm) in enumerate(layers):
-        x = _conv_norm(F.gelu(x) if depth else x, conv, norm)
+        stride = (2, 2) if conv.weight.dim() == 4 else (next(strides), 2, 2)
+        x = _conv_norm(F.gelu(x) if depth else x, conv, norm, stride)
     return x
 
 
-def _conv_norm(x: Tensor, conv: Affine, norm: BatchNorm) -> Tensor:
+def _conv_norm(x: Tensor, conv: Affine, norm: BatchNorm, stride: Sequence[int]) -> Tensor:
     if not norm.training:
         conv = conv.scale_output(*norm.scale_shift())
-    x = x.squeeze(1).movedim(-1, 1).contiguous(memory_format=torch.channels_last)
-    x = F.conv2d(x, *conv, stride=2, padding=1).movedim(1, -1).unsqueeze(1)
+    if len(stride) == 2:
+        x = x.squeeze(1).movedim(-1, 1).contiguous(memory_format=torch.channels_last)
+        x = F.conv2d(x, *conv, stride=stride, padding=1).movedim(1, -1).unsqueeze(1)
+    else:
+        x = x.movedim(-1, 1).contiguous(memory_format=torch.channels_last_3d)
+        x = F.conv3d(x, *conv, stride=stride, padding=1).movedim(1, -1)
     return batch_norm(x, norm) if norm.training else x

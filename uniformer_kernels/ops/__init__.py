@@ -1,8 +1,22 @@
 """The public operators: shapes, checks, choice of backend, autograd. One file each."""
 
-from .attention import joint_attention
+from .attention import joint_attention, joint_attention_with_score
 from .depthwise_conv import depthwise_conv3d
 from .linear import feed_forward, linear
 from .patch_embed import patch_embed
+from .query_attention import query_attention
+from .tokens import token_recover, token_shrink
+from .window_attention import window_attention
 
-__all__ = ["depthwise_conv3d", "feed_forward", "joint_attention", "linear", "patch_embed"]
+__all__ = [
+    "depthwise_conv3d",
+    "feed_forward",
+    "joint_attention",
+    "joint_attention_with_score",
+    "linear",
+    "patch_embed",
+    "query_attention",
+    "token_recover",
+    "token_shrink",
+    "window_attention",
+]

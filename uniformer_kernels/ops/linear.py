@@ -16,6 +16,11 @@ from torch import Tensor
 from .. import checks, reference
 from ..backends import Implementation, Operator, always
 
+_ACTIVATIONS = ("gelu", "quick_gelu")
+_QUICK = 1.702  # quick_gelu(x) = x sigmoid(_QUICK x) = silu(_QUICK x) / _QUICK
+
+_HIDDEN = 2**21  # hidden activations a feed-forward without gradients holds at once
+
 # A private operator: without it everything still works, through F.linear.
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -24,10 +29,35 @@ def _uses_onednn(x: Tensor) -> bool:
     return _ONEDNN and x.dtype == torch.float32 and x.numel() > 0
 
 
+def _matrix(x: Tensor) -> Tensor:
+    """The matrix as oneDNN can read it, by rows or by columns: it ignores any other strides."""
+    (rows, columns), (row, column) = x.shape, x.stride()
+    if (column == 1 and row >= columns) or (row == 1 and column >= rows):
+        return x
+    return x.contiguous()
+
+
+# An operator of our own around it: the compiler takes PyTorch's with constant weights only.
+_LIBRARY = torch.library.Library("uniformer_kernels", "FRAGMENT")
+_LIBRARY.define("product(Tensor x, Tensor weight, Tensor? bias, bool gelu) -> Tensor")
+
+
+@torch.library.impl(_LIBRARY, "product", "CPU")
+def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    activation = ("gelu", [], "none") if gelu else ("none", [], "")
+    if bias is not None:
+        bias = bias.contiguous()
+    return torch.ops.mkldnn._linear_pointwise(_matrix(x), _matrix(weight), bias, *activation)
+
+
+@torch.library.register_fake("uniformer_kernels::product", lib=_LIBRARY)
+def _fake_product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
     """``gelu(x weightᵀ + bias)`` of matrices, by oneDNN."""
-    activation = ("gelu", [], "none") if gelu else ("none", [], "")
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *activation)
+    return torch.ops.uniformer_kernels.product(x, weight, bias, gelu)
 
 
 def _weight_gradient(dy: Tensor, x: Tensor) -> Tensor:
@@ -35,6 +65,10 @@ def _weight_gradient(dy: Tensor, x: Tensor) -> Tensor:
     if dy.shape[1] <= x.shape[1]:
         return _product(dy.t(), x.t())
     return _product(x.t(), dy.t()).t()
+
+
+def _needs_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -76,15 +110,16 @@ def _cpu_linear(
 ) -> Tensor:
     if not _uses_onednn(x):
         return reference.linear(x, weight, bias, activation=activation, residual=residual)
-    needs_grad = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (x, weight, bias, residual)
-    )
-    if needs_grad:
+    if _needs_grad(x, weight, bias, residual):
         y = _Linear.apply(x, weight, bias)
         if activation == "gelu":
             y = F.gelu(y)
+        elif activation == "quick_gelu":
+            y = F.silu(_QUICK * y) * (1 / _QUICK)
         return y if residual is None else residual + y
     y = _product(_rows(x), weight, bias, gelu=activation == "gelu")
+    if activation == "quick_gelu":
+        y = F.silu(y.mul_(_QUICK), inplace=True).mul_(1 / _QUICK)
     y = y.view(*x.shape[:-1], weight.shape[0])
     if residual is None:
         return y
@@ -102,10 +137,24 @@ def _cpu_feed_forward(
     fc2_weight: Tensor,
     fc2_bias: Tensor | None,
     *,
+    activation: str = "gelu",
     residual: Tensor | None = None,
 ) -> Tensor:
-    hidden = _cpu_linear(x, fc1_weight, fc1_bias, activation="gelu")
-    return _cpu_linear(hidden, fc2_weight, fc2_bias, residual=residual)
+    def run(x: Tensor, residual: Tensor | None) -> Tensor:
+        hidden = _cpu_linear(x, fc1_weight, fc1_bias, activation=activation)
+        return _cpu_linear(hidden, fc2_weight, fc2_bias, residual=residual)
+
+    rows, at_once = x.shape[:-1].numel(), max(_HIDDEN // fc1_weight.shape[0], 1)
+    if rows <= at_once or _needs_grad(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual):
+        return run(x, residual)
+    # Without gradients nothing needs all hidden activations, the widest tensor of any block.
+    out = None
+    for first in range(0, rows, at_once):
+        part = slice(first, first + at_once)
+        y = run(_rows(x)[part], None if residual is None else _rows(residual)[part])
+        out = y.new_empty(rows, y.shape[1]) if out is None else out
+        out[part] = y
+    return out.view(*x.shape[:-1], out.shape[1])
 
 
 _linear = Operator(
@@ -128,6 +177,14 @@ def _check_affine(
         checks.shape(operator, f"{prefix}bias", bias, [weight.shape[0]])
 
 
+def _check_activation(
+    operator: str, activation: str | None, known: tuple[str | None, ...] = _ACTIVATIONS
+) -> None:
+    if activation not in known:
+        wanted = " or ".join(map(repr, known))
+        raise ValueError(f"{operator}: activation: expected {wanted}, got {activation!r}")
+
+
 def linear(
     x: Tensor,
     weight: Tensor,
@@ -142,7 +199,8 @@ def linear(
         x: ``[..., C_in]``.
         weight: ``[C_out, C_in]``.
         bias: ``[C_out]``.
-        activation: ``"gelu"`` (the exact, erf form) or ``None``.
+        activation: ``"gelu"`` (the exact, erf form), ``"quick_gelu"`` (``x sigmoid(1.702 x)``) or
+            ``None``.
         residual: ``[..., C_out]``, added last; autocast leaves it as it is.
 
     Returns:
@@ -155,12 +213,12 @@ def linear(
     checks.floating("linear", "x", x)
     checks.at_least_1d("linear", "x", x)
     _check_affine("linear", x, weight, bias)
-    if activation not in (None, "gelu"):
-        raise ValueError(f"linear: activation: expected 'gelu' or None, got {activation!r}")
+    _check_activation("linear", activation, (*_ACTIVATIONS, None))
     if residual is not None:
         checks.shape("linear", "residual", residual, [*x.shape[:-1], weight.shape[0]])
     x, weight, bias = checks.autocast(x, weight, bias)
     checks.alike("linear", ("x", x), weight=weight, bias=bias)
+    checks.alongside("linear", ("x", x), residual=residual)
     return _linear(x, weight, bias, activation=activation, residual=residual)
 
 
@@ -171,9 +229,10 @@ def feed_forward(
     fc2_weight: Tensor,
     fc2_bias: Tensor | None,
     *,
+    activation: str = "gelu",
     residual: Tensor | None = None,
 ) -> Tensor:
-    """``[residual +] fc2(gelu(fc1(x)))``, the feed-forward network of every block (seeds' Eq. 4).
+    """``[residual +] fc2(activation(fc1(x)))``, every block's feed-forward network (seeds' Eq. 4).
 
     Args:
         x: ``[..., C]``.
@@ -181,19 +240,21 @@ def feed_forward(
         fc1_bias: ``[hidden]`` or ``None``.
         fc2_weight: ``[C_out, hidden]``.
         fc2_bias: ``[C_out]`` or ``None``.
+        activation: ``"gelu"`` (the exact, erf form) or ``"quick_gelu"`` (``x sigmoid(1.702 x)``).
         residual: ``[..., C_out]``, added last; autocast leaves it as it is.
 
     Returns:
         ``[..., C_out]`` in ``x``'s dtype, or the wider one of ``x`` and ``residual``.
 
     Raises:
-        ValueError: a shape or device that does not fit.
+        ValueError: a shape, device or activation that does not fit.
         TypeError: a dtype that does not fit.
     """
     checks.floating("feed_forward", "x", x)
     checks.at_least_1d("feed_forward", "x", x)
     _check_affine("feed_forward", x, fc1_weight, fc1_bias, "fc1_")
     checks.shape("feed_forward", "fc2_weight", fc2_weight, ["C_out", fc1_weight.shape[0]])
+    _check_activation("feed_forward", activation)
     if fc2_bias is not None:
         checks.shape("feed_forward", "fc2_bias", fc2_bias, [fc2_weight.shape[0]])
     if residual is not None:
@@ -209,4 +270,13 @@ def feed_forward(
         fc2_weight=fc2_weight,
         fc2_bias=fc2_bias,
     )
-    return _feed_forward(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual=residual)
+    checks.alongside("feed_forward", ("x", x), residual=residual)
+    return _feed_forward(
+        x,
+        fc1_weight,
+        fc1_bias,
+        fc2_weight,
+        fc2_bias,
+        activation=activation,
+        residual=residual,
+    )

@@ -85,14 +85,16 @@ def patch_embed(
     for name, vector in (("bias", bias), ("norm_weight", norm_weight), ("norm_bias", norm_bias)):
         if vector is not None:
             checks.shape(_NAME, name, vector, [weight.shape[0]])
+    if len(stride) != 3 or min(stride) < 1:
+        raise ValueError(f"{_NAME}: stride: expected three positive numbers, got {stride}")
+    if len(padding) != 3 or min(padding) < 0:
+        raise ValueError(f"{_NAME}: padding: expected three numbers from 0, got {padding}")
     for axis, size, kernel, pad in zip("THW", x.shape[1:4], weight.shape[2:], padding, strict=True):
         if size + 2 * pad < kernel:
             raise ValueError(
                 f"{_NAME}: x: expected {axis} of at least {kernel - 2 * pad} for a kernel of "
                 f"{kernel} and padding {pad}, got {size}"
             )
-    if min(stride) < 1 or len(stride) != 3:
-        raise ValueError(f"{_NAME}: stride: expected three positive numbers, got {stride}")
     checks.floating(_NAME, "x", x)
     x, weight, bias, norm_weight, norm_bias = checks.autocast(
         x, weight, bias, norm_weight, norm_bias

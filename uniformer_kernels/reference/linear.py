@@ -1,5 +1,6 @@
 """Matrix products with their neighbours, one PyTorch call each."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,6 +17,8 @@ def linear(
     y = F.linear(x, weight, bias)
     if activation == "gelu":
         y = F.gelu(y)
+    elif activation == "quick_gelu":
+        y = y * torch.sigmoid(1.702 * y)
     return y if residual is None else residual + y
 
 
@@ -26,8 +29,9 @@ def feed_forward(
     fc2_weight: Tensor,
     fc2_bias: Tensor | None,
     *,
+    activation: str = "gelu",
     residual: Tensor | None = None,
 ) -> Tensor:
-    """``[residual +] fc2(gelu(fc1(x)))``."""
-    hidden = linear(x, fc1_weight, fc1_bias, activation="gelu")
+    """``[residual +] fc2(activation(fc1(x)))``."""
+    hidden = linear(x, fc1_weight, fc1_bias, activation=activation)
     return linear(hidden, fc2_weight, fc2_bias, residual=residual)

@@ -1,0 +1,81 @@
+"""The score rows of joint attention."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck
+
+from tests.contract import DTYPES, check, draw
+from uniformer_kernels import joint_attention, joint_attention_with_score, reference
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("queries", [1, 3, None])
+def test_values_and_gradients(queries, dtype, backend) -> None:
+    """Of the output and the score together: both reach ``qkv``."""
+
+    def both(operator):
+        def run(qkv: Tensor) -> Tensor:
+            out, score = operator(qkv, 2, queries=queries)
+            return torch.cat([out.to(score.dtype).flatten(1), score], 1)
+
+        return run
+
+    check(
+        both(joint_attention_with_score),
+        both(reference.joint_attention_with_score),
+        {"qkv": draw(2, 9, 48, dtype=dtype)},
+        reduction=48,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("scale", [None, 0.1])
+def test_equals_the_definition(scale, dtype, backend) -> None:
+    qkv = draw(2, 7, 3 * 3 * 4, dtype=dtype)
+    out, score = joint_attention_with_score(qkv, 3, scale=scale)
+    eps = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(out, joint_attention(qkv, 3, scale=scale), rtol=eps, atol=eps)
+    assert score.dtype == torch.promote_types(dtype, torch.float32)
+    want = 0
+    for h in range(3):
+        q, k = (qkv[..., s + 4 * h : s + 4 * h + 4].double() for s in (0, 12))
+        rows = (q[:, :1] @ k.mT * (0.5 if scale is None else scale)).softmax(-1)
+        want = want + rows[:, 0] / 3
+    torch.testing.assert_close(score.double(), want, rtol=2e-6, atol=1e-7)
+    torch.testing.assert_close(score.sum(1), torch.ones_like(score[:, 0]))
+
+
+def test_scores_stay_wide_under_autocast(backend) -> None:
+    qkv = draw(2, 9, 48)
+    with torch.autocast("cpu", torch.bfloat16):
+        out, score = joint_attention_with_score(qkv, 2)
+    assert out.dtype == torch.bfloat16
+    assert score.dtype == torch.float32
+    assert torch.equal(score, joint_attention_with_score(qkv.bfloat16(), 2)[1])
+
+
+def test_gradcheck(backend) -> None:
+    qkv = draw(2, 5, 24, dtype=torch.float64).requires_grad_()
+    assert gradcheck(lambda qkv: joint_attention_with_score(qkv, 2), (qkv,))
+
+
+def test_compiles_without_a_graph_break() -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(joint_attention_with_score, fullgraph=True, backend="aot_eager")
+    qkv = draw(2, 9, 48)
+    for got, want in zip(compiled(qkv, 2), joint_attention_with_score(qkv, 2), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_what_does_not_fit() -> None:
+    name = "joint_attention_with_score"
+    with pytest.raises(ValueError, match=rf"{name}: qkv: expected \[B, N, 3C\], got \[9, 48\]"):
+        joint_attention_with_score(draw(9, 48), 2)
+    with pytest.raises(ValueError, match=f"{name}: num_heads: expected a divisor"):
+        joint_attention_with_score(draw(1, 9, 48), 5)
+    for queries in (0, 10):
+        with pytest.raises(ValueError, match=f"{name}: queries: expected 1 <= .*got {queries}"):
+            joint_attention_with_score(draw(1, 9, 48), 2, queries=queries)

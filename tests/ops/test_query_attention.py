@@ -1,0 +1,167 @@
+"""Attention of one query over normalised tokens: heads, statistics, and what does not fit."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.autograd import gradcheck
+
+from tests.contract import DTYPES, check, draw
+from uniformer_kernels import query_attention, reference, use_backend
+
+
+def arguments(B: int, N: int, C: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Weights of a size that leaves scores of about one."""
+    weight = draw(3 * C, C, dtype=torch.float64) / C**0.5
+    return {
+        "query": draw(B, 1, C, dtype=dtype),
+        "memory": draw(B, N, C, dtype=dtype),
+        "norm_weight": draw(C, dtype=dtype),
+        "norm_bias": draw(C, dtype=dtype),
+        "in_proj_weight": weight.to(dtype),
+        "in_proj_bias": draw(3 * C, dtype=dtype),
+    }
+
+
+def hold(inputs: dict[str, Tensor], num_heads: int, **options: Any) -> None:
+    B, N, C = inputs["memory"].shape
+    check(
+        partial(query_attention, num_heads=num_heads, **options),
+        partial(reference.query_attention, num_heads=num_heads, **options),
+        inputs,
+        reduction=max(B * N, 3 * C) * C,  # products one behind another
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("size", "num_heads"),
+    [
+        ((1, 1, 4), 1),
+        ((2, 1, 64), 2),  # one token: its value, whatever the score
+        ((3, 7, 6), 6),  # one-element heads
+        ((2, 17, 56), 2),
+        ((1, 394, 96), 12),
+    ],
+    ids=str,
+)
+def test_values_and_gradients(size, num_heads, dtype, backend) -> None:
+    hold(arguments(*size, dtype=dtype), num_heads)
+
+
+@pytest.mark.parametrize("eps", [1e-6, 0.3])
+def test_eps(eps, backend) -> None:
+    hold(arguments(2, 9, 12), 2, eps=eps)
+
+
+def test_equals_pytorchs_module(backend) -> None:
+    B, N, C, heads = 2, 11, 24, 3
+    inputs = arguments(B, N, C, torch.float64)
+    module = nn.MultiheadAttention(C, heads, batch_first=True, dtype=torch.float64)
+    module.in_proj_weight.data, module.in_proj_bias.data = (
+        inputs["in_proj_weight"],
+        inputs["in_proj_bias"],
+    )
+    nn.init.eye_(module.out_proj.weight)
+    y = F.layer_norm(inputs["memory"], [C], inputs["norm_weight"], inputs["norm_bias"], 1e-5)
+    want, _ = module(inputs["query"], y, y)
+    torch.testing.assert_close(query_attention(**inputs, num_heads=heads), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_fused_formulation_is_exact(dtype) -> None:
+    inputs = arguments(2, 200, 96, dtype)
+    with use_backend("cpu"):
+        got = query_attention(**inputs, num_heads=12).double()
+    exact = {name: t.double() for name, t in inputs.items()}
+    want = reference.query_attention(**exact, num_heads=12)
+    assert (got - want).norm() < (1e-12 if dtype == torch.float64 else 1e-5) * want.norm()
+
+
+def test_gradcheck_in_full(backend) -> None:
+    leaves = [t.requires_grad_() for t in arguments(2, 3, 4, torch.float64).values()]
+    assert gradcheck(lambda *tensors: query_attention(*tensors, 2), leaves)
+
+
+def test_the_keys_bias_does_not_matter(backend) -> None:
+    inputs = arguments(2, 9, 12, torch.float64)
+    want = query_attention(**inputs, num_heads=2)
+    inputs["in_proj_bias"][12:24] += 3
+    torch.testing.assert_close(query_attention(**inputs, num_heads=2), want)
+
+
+def test_large_means_do_not_cancel(backend) -> None:
+    """A variance from the mean square would be off by a twentieth here."""
+    inputs = arguments(2, 50, 48)
+    inputs["memory"] += 300
+    hold(inputs, 4)
+
+
+def test_large_scores_do_not_overflow(backend) -> None:
+    inputs = arguments(1, 11, 48)
+    inputs["query"] *= 500
+    y = query_attention(**inputs, num_heads=2)
+    assert y.isfinite().all()
+    exact = {name: t.double() for name, t in inputs.items()}
+    want = reference.query_attention(**exact, num_heads=2)
+    torch.testing.assert_close(y.double(), want, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["query", "memory"])
+def test_nan_stays_in_its_sample(name, backend) -> None:
+    inputs = arguments(3, 7, 12)
+    inputs[name][1, 0, 5] = float("nan")
+    bad = query_attention(**inputs, num_heads=3).isnan()
+    assert bad[1].all()
+    assert not bad[[0, 2]].any()
+
+
+@given(
+    B=st.integers(1, 3),
+    N=st.integers(1, 40),
+    heads=st.integers(1, 4),
+    d=st.integers(3, 17),
+    layout=st.sampled_from(["plain", "tokens first", "channels first", "part"]),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 2**32),
+)
+def test_any_shape_and_strides(B, N, heads, d, layout, dtype, seed) -> None:
+    torch.manual_seed(seed)
+    C = heads * d
+    memory = {
+        "plain": lambda: draw(B, N, C, dtype=dtype),
+        "tokens first": lambda: draw(N, B, C, dtype=dtype).transpose(0, 1),
+        "channels first": lambda: draw(B, C, N, dtype=dtype).transpose(1, 2),
+        "part": lambda: draw(B, N + 2, C + 3, dtype=dtype)[:, 1:-1, 2:-1],
+    }[layout]()
+    hold({**arguments(B, N, C, dtype), "memory": memory}, heads)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "num_heads", "message"),
+    [
+        ({"query": (2, 8)}, 2, r"query: expected \[B, 1, C\], got \[2, 8\]"),
+        ({"query": (2, 2, 8)}, 2, r"query: expected \[B, 1, C\], got \[2, 2, 8\]"),
+        ({"memory": (3, 5, 8)}, 2, r"memory: expected \[2, N, 8\], got \[3, 5, 8\]"),
+        ({"memory": (2, 5, 9)}, 2, r"memory: expected \[2, N, 8\], got \[2, 5, 9\]"),
+        ({"memory": (2, 0, 8)}, 2, r"memory: expected N of at least 1, got \[2, 0, 8\]"),
+        ({"norm_weight": (9,)}, 2, r"norm_weight: expected \[8\], got \[9\]"),
+        ({"norm_bias": (1, 8)}, 2, r"norm_bias: expected \[8\], got \[1, 8\]"),
+        ({"in_proj_weight": (8, 8)}, 2, r"in_proj_weight: expected \[24, 8\], got \[8, 8\]"),
+        ({"in_proj_bias": (8,)}, 2, r"in_proj_bias: expected \[24\], got \[8\]"),
+        ({}, 3, r"num_heads: expected a divisor of C .*got 3 with query \[2, 1, 8\]"),
+        ({}, 0, r"num_heads: expected a divisor of C .*got 0 with query \[2, 1, 8\]"),
+    ],
+    ids=str,
+)
+def test_refuses_sizes_that_do_not_fit(shapes, num_heads, message, backend) -> None:
+    inputs = arguments(2, 5, 8) | {name: draw(*shape) for name, shape in shapes.items()}
+    with pytest.raises(ValueError, match=f"query_attention: {message}"):
+        query_attention(**inputs, num_heads=num_heads)

@@ -1,0 +1,231 @@
+"""The blocks of UniFormerV2: a vision transformer's, and what makes them see a video.
+
+Tokens are ``[B, T, 1 + HW, C]``: in every frame a class token, then the patches row by row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..ops import (
+    depthwise_conv3d,
+    feed_forward,
+    joint_attention,
+    linear,
+    patch_embed,
+    query_attention,
+)
+from .norms import layer_norm, norm_then
+from .parameters import Affine, BatchNorm, LayerNorm
+from .residual import add_branch
+
+
+def frame_tokens(
+    x: Tensor,
+    *,
+    proj: Affine,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    class_embedding: Tensor,
+    positional_embedding: Tensor,
+    norm: LayerNorm,
+) -> Tensor:
+    """``LayerNorm([class_embedding | conv(x)] + positional_embedding)`` for every frame.
+
+    Args:
+        x: ``[B, T, H, W, C]``, floating, in any memory layout.
+        proj: convolution, ``[C', C, kt, kh, kw]``.
+        stride, padding: of the convolution.
+        class_embedding: ``[C']``.
+        positional_embedding: ``[1 + H'W', C']``.
+        norm: LayerNorm over ``C'``.
+
+    Returns:
+        ``[B, T', 1 + H'W', C']`` in ``x``'s dtype.
+
+    Raises:
+        ValueError, TypeError: what ``patch_embed`` raises for a shape or dtype that does not fit.
+    """
+    patches = patch_embed(x, *proj, stride=stride, padding=padding).flatten(2, 3)
+    classes = class_embedding.expand(*patches.shape[:2], 1, -1)
+    return layer_norm(torch.cat([classes, patches], 2) + positional_embedding, norm)
+
+
+class TemporalMHRA(NamedTuple):
+    """The layers of a local temporal relation aggregator, ``PW2(DW(PW1(BN(x))))``.
+
+    ``pw1`` is ``[C_r, C, 1, 1, 1]``, ``dw`` ``[C_r, 1, 3, 1, 1]``, ``pw2`` ``[C, C_r, 1, 1, 1]``.
+    """
+
+    norm: BatchNorm
+    pw1: Affine
+    dw: Affine
+    pw2: Affine
+
+
+def _on_patches(x: Tensor, grid: tuple[int, int], function: Callable[[Tensor], Tensor]) -> Tensor:
+    """Tokens whose patches, as ``[B, T, H, W, C]``, went through ``function``."""
+    patches = x[:, :, 1:].unflatten(2, grid)
+    return torch.cat([x[:, :, :1], function(patches).flatten(2, 3)], 2)
+
+
+def temporal_mhra(
+    x: Tensor, layers: TemporalMHRA, *, grid: tuple[int, int], drop_path: float = 0.0
+) -> Tensor:
+    """``x + DropPath(PW2(DW(PW1(BN(x)))))`` on the patches; class tokens stay (UniFormerV2, LMHRA).
+
+    Args:
+        x: ``[B, T, 1 + HW, C]``, floating.
+        layers: the norm and the convolutions; the depthwise one reaches along time only.
+        grid: ``(H, W)``.
+        drop_path: probability that a sample loses the branch; 0 when evaluating.
+
+    Returns:
+        ``[B, T, 1 + HW, C]`` in ``x``'s dtype.
+
+    Raises:
+        ValueError, TypeError: what the operators raise for a shape or dtype that does not fit;
+            one value per channel with batch statistics.
+    """
+
+    def aggregate(patches: Tensor) -> Tensor:
+        patches = patches.contiguous()  # it is read twice
+        y, pw1 = norm_then(patches, layers.norm, layers.pw1)
+        y = depthwise_conv3d(linear(y, *pw1), *layers.dw)
+        return add_branch(patches, drop_path, linear, y, *layers.pw2.as_linear())
+
+    return _on_patches(x, grid, aggregate)
+
+
+def local_uniblock(
+    x: Tensor,
+    *,
+    grid: tuple[int, int],
+    lmhra1: TemporalMHRA | None,
+    ln_1: LayerNorm,
+    in_proj: Affine,
+    out_proj: Affine,
+    lmhra2: TemporalMHRA | None,
+    ln_2: LayerNorm,
+    c_fc: Affine,
+    c_proj: Affine,
+    num_heads: int,
+    drop_path: float = 0.0,
+) -> Tensor:
+    """A layer of the image transformer with temporal aggregators (UniFormerV2, local UniBlock)::
+
+        x = x + DropPath(LMHRA_1(x))                                # patches only
+        x = x + DropPath(OutProj(Attention(InProj(LN(x)))))         # within a frame
+        x = x + DropPath(LMHRA_2(x))                                # patches only
+        x = x + DropPath(CProj(QuickGELU(CFC(LN(x)))))
+
+    DropPath draws as the official model does, whose transformer runs with the tokens first: once
+    per sample for the aggregators, once per token of a frame, for all frames and samples, for the
+    other two branches.
+
+    Args:
+        x: ``[B, T, 1 + HW, C]``, floating.
+        grid: ``(H, W)``.
+        lmhra1, lmhra2: the temporal aggregators; ``None`` for none.
+        ln_1, ln_2: LayerNorm over ``C``.
+        in_proj: ``[3C, C]``, rows ``[q | k | v]``, each head after head.
+        out_proj: ``[C, C]``.
+        c_fc, c_proj: linear layers to the hidden channels and back.
+        num_heads: heads; ``C`` is a multiple of it.
+        drop_path: probability that a branch is lost; 0 when evaluating.
+
+    Returns:
+        ``[B, T, 1 + HW, C]`` in ``x``'s dtype.
+
+    Raises:
+        ValueError, TypeError: what the operators raise for a shape or dtype that does not fit.
+    """
+    if lmhra1 is not None:
+        x = temporal_mhra(x, lmhra1, grid=grid, drop_path=drop_path)
+    qkv = linear(layer_norm(x, ln_1), *in_proj)
+    a = joint_attention(qkv.flatten(0, 1), num_heads).view(x.shape)
+    x = add_branch(x, drop_path, linear, a, *out_proj, axis=2)
+    if lmhra2 is not None:
+        x = temporal_mhra(x, lmhra2, grid=grid, drop_path=drop_path)
+
+    def mlp(h: Tensor, *, residual: Tensor | None = None) -> Tensor:
+        return feed_forward(h, *c_fc, *c_proj, activation="quick_gelu", residual=residual)
+
+    return add_branch(x, drop_path, mlp, layer_norm(x, ln_2), axis=2)
+
+
+def video_memory(x: Tensor, *, grid: tuple[int, int], dpe: Affine) -> Tensor:
+    """What a global UniBlock attends to: all tokens of a clip, DPE added to the patches.
+
+    Args:
+        x: ``[B, T, 1 + HW, C]``, floating.
+        grid: ``(H, W)``.
+        dpe: depthwise convolution, ``[C, 1, 3, 3, 3]``.
+
+    Returns:
+        ``[B, T(1 + HW), C]`` in ``x``'s dtype.
+
+    Raises:
+        ValueError, TypeError: what ``depthwise_conv3d`` raises.
+    """
+    y = _on_patches(x, grid, lambda patches: depthwise_conv3d(patches, *dpe, residual=True))
+    return y.flatten(1, 2)
+
+
+def global_uniblock(
+    query: Tensor,
+    memory: Tensor,
+    *,
+    ln_1: LayerNorm,
+    ln_3: LayerNorm,
+    in_proj: Affine,
+    out_proj: Affine,
+    ln_2: LayerNorm,
+    c_fc: Affine,
+    c_proj: Affine,
+    num_heads: int,
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+) -> Tensor:
+    """Update a video's token from all its frames (UniFormerV2, global UniBlock)::
+
+        q = q + DropPath(OutProj(CrossAttention(LN_1(q), LN_3(memory))))
+        q = q + DropPath(CProj(Dropout(QuickGELU(CFC(LN_2(q))))))
+
+    DropPath draws once per branch for the whole batch, as the official model does.
+
+    Args:
+        query: ``[B, 1, C]``, floating.
+        memory: ``[B, N, C]``, as ``video_memory`` makes it.
+        ln_1, ln_2, ln_3: LayerNorm over ``C``.
+        in_proj: ``[3C, C]``, rows ``[q | k | v]``, each head after head.
+        out_proj: ``[C, C]``.
+        c_fc, c_proj: linear layers to the hidden channels and back.
+        num_heads: heads; ``C`` is a multiple of it.
+        dropout: probability that a hidden channel is lost; 0 when evaluating.
+        drop_path: probability that a branch is lost; 0 when evaluating.
+
+    Returns:
+        ``[B, 1, C]`` in ``query``'s dtype.
+
+    Raises:
+        ValueError, TypeError: what the operators raise for a shape or dtype that does not fit.
+    """
+    a = query_attention(
+        layer_norm(query, ln_1),
+        memory,
+        ln_3.weight,
+        ln_3.bias,
+        *in_proj,
+        num_heads,
+        eps=ln_3.eps,
+    )
+    query = add_branch(query, drop_path, linear, a, *out_proj, axis=None)
+    hidden = linear(layer_norm(query, ln_2), *c_fc, activation="quick_gelu")
+    hidden = F.dropout(hidden, dropout, training=dropout > 0)
+    return add_branch(query, drop_path, linear, hidden, *c_proj, axis=None)

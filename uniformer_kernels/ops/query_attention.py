@@ -1,0 +1,167 @@
+"""Attention of one query per sample over normalised tokens, without their keys and values.
+
+With a single query it is cheaper to bring the query to the tokens than the tokens to the query:
+``q · W_k ŷ = (W_kᵀ q) · ŷ`` for every head, and ``Σ p W_v ŷ = W_v Σ p ŷ``. The key's bias adds the
+same to every score and cancels in the softmax, as LayerNorm's bias does; its weight goes to the
+query's side and behind the sum. Two products of a few rows with the tokens are left.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import checks, reference
+from ..backends import Implementation, Operator, always
+
+_NAME = "query_attention"
+
+
+class _NormalisedPooling(torch.autograd.Function):
+    """``softmax(rows ŷᵀ) ŷ``, where ``ŷ`` is a token less its mean, over its deviation.
+
+    ``rows`` is ``[B, R, C]`` and ``tokens`` ``[B, N, C]``; float32, or float64, inside. ``ŷ`` is
+    never formed: the deviations scale the ``[B, R, N]`` matrices. The means do not go the same way,
+    as large ones would cancel badly; but nothing of the tokens' size is kept for backward.
+    """
+
+    @staticmethod
+    def forward(rows: Tensor, tokens: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        centred = _centred(tokens, rows.dtype)
+        variance = torch.linalg.vector_norm(centred, dim=-1).square() / tokens.shape[2]
+        inverse = (variance + eps).rsqrt().unsqueeze(1)
+        scores = (rows @ centred.mT).mul_(inverse)
+        pooled = (scores.softmax(-1) * inverse) @ centred
+        return pooled, scores, inverse
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+        rows, tokens, _ = inputs
+        _, scores, inverse = output
+        ctx.save_for_backward(rows, tokens, scores, inverse)
+        ctx.mark_non_differentiable(scores, inverse)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dpooled: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        rows, tokens, scores, inverse = ctx.saved_tensors
+        centred = _centred(tokens, rows.dtype)
+        p = scores.softmax(-1)
+        dp = (dpooled @ centred.mT).mul_(inverse)
+        dscores = p * (dp - (p * dp).sum(-1, keepdim=True))
+        drows = (dscores * inverse) @ centred if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return drows, None, None
+        # ŷ gets pᵀ dpooled + dscoresᵀ rows, and LayerNorm's backward takes off its mean, which
+        # centring the rows does, and its part along ŷ, whose length is:
+        along = (p * dp + dscores * scores).sum(1, keepdim=True) / tokens.shape[2]
+        sides = torch.cat([dpooled, rows], 1)
+        sides = sides - sides.mean(-1, keepdim=True)
+        dtokens = (torch.cat([p, dscores], 1) * inverse).mT @ sides
+        dtokens.addcmul_(centred, (along * inverse.square()).mT, value=-1)
+        return drows, dtokens.to(tokens.dtype), None
+
+
+def _centred(tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    return tokens - tokens.mean(-1, keepdim=True, dtype=dtype)
+
+
+@torch.autocast("cpu", enabled=False)  # scores keep their precision
+def _cpu(
+    query: Tensor,
+    memory: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    in_proj_weight: Tensor,
+    in_proj_bias: Tensor,
+    num_heads: int,
+    *,
+    eps: float = 1e-5,
+) -> Tensor:
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    weights = in_proj_weight.to(dtype).unflatten(0, (3, num_heads, -1))  # [3, heads, d, C]
+    biases = in_proj_bias.to(dtype).unflatten(0, (3, num_heads, 1, -1))
+    norm_weight, norm_bias = norm_weight.to(dtype), norm_bias.to(dtype)
+
+    q = query.to(dtype).squeeze(1) @ weights[0].mT + biases[0]  # [heads, B, d]
+    rows = (q @ weights[1]).transpose(0, 1) * (norm_weight * q.shape[2] ** -0.5)
+    pooled = _NormalisedPooling.apply(rows, memory, eps)[0] * norm_weight + norm_bias
+    y = pooled.transpose(0, 1) @ weights[2].mT + biases[2]
+    return y.transpose(0, 1).reshape(query.shape).to(query.dtype)
+
+
+def _cpu_declines(query: Tensor, *_: Any, **__: Any) -> str | None:
+    return None if query.device.type == "cpu" else f"query is on {query.device}"
+
+
+_query_attention = Operator(
+    _NAME,
+    cpu=Implementation(_cpu, _cpu_declines),
+    reference=Implementation(reference.query_attention, always),
+)
+
+
+def query_attention(
+    query: Tensor,
+    memory: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    in_proj_weight: Tensor,
+    in_proj_bias: Tensor,
+    num_heads: int,
+    *,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Let one query per sample attend to normalised tokens (UniFormerV2, cross MHRA)::
+
+        y = layer_norm(memory)
+        multi_head_attention(query W_qᵀ + b_q, y W_kᵀ + b_k, y W_vᵀ + b_v)
+
+    Args:
+        query: ``[B, 1, C]``.
+        memory: ``[B, N, C]``, at least one token.
+        norm_weight: ``[C]``, LayerNorm's.
+        norm_bias: ``[C]``.
+        in_proj_weight: ``[3C, C]``, rows ``[W_q | W_k | W_v]``, each head after head, as
+            ``nn.MultiheadAttention`` keeps it.
+        in_proj_bias: ``[3C]``.
+        num_heads: heads; ``C`` is a multiple of it.
+        eps: LayerNorm's.
+
+    Returns:
+        ``[B, 1, C]`` in ``query``'s dtype, before the output projection; statistics, scores and
+        sums are float32 (float64 for float64).
+
+    Raises:
+        ValueError: a shape or device that does not fit.
+        TypeError: a dtype that does not fit.
+    """
+    checks.shape(_NAME, "query", query, ["B", 1, "C"])
+    B, _, C = query.shape
+    checks.shape(_NAME, "memory", memory, [B, "N", C])
+    if memory.shape[1] == 0:
+        raise ValueError(f"{_NAME}: memory: expected N of at least 1, got {list(memory.shape)}")
+    checks.shape(_NAME, "norm_weight", norm_weight, [C])
+    checks.shape(_NAME, "norm_bias", norm_bias, [C])
+    checks.shape(_NAME, "in_proj_weight", in_proj_weight, [3 * C, C])
+    checks.shape(_NAME, "in_proj_bias", in_proj_bias, [3 * C])
+    if num_heads < 1 or C % num_heads:
+        raise ValueError(
+            f"{_NAME}: num_heads: expected a divisor of C for query [B, 1, C], "
+            f"got {num_heads} with query {list(query.shape)}"
+        )
+    checks.floating(_NAME, "query", query)
+    tensors = checks.autocast(query, memory, norm_weight, norm_bias, in_proj_weight, in_proj_bias)
+    query, memory, norm_weight, norm_bias, in_proj_weight, in_proj_bias = tensors
+    checks.alike(
+        _NAME,
+        ("query", query),
+        memory=memory,
+        norm_weight=norm_weight,
+        norm_bias=norm_bias,
+        in_proj_weight=in_proj_weight,
+        in_proj_bias=in_proj_bias,
+    )
+    return _query_attention(*tensors, num_heads, eps=eps)

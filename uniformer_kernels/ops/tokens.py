@@ -1,0 +1,195 @@
+"""Shrinking a sequence to its important tokens, and recovering it afterwards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _extension, checks, reference
+from ..backends import Implementation, Operator, always
+
+_SHRINK, _RECOVER = "token_shrink", "token_recover"
+
+
+class _TokenShrink(torch.autograd.Function):
+    """The compiled kernels, differentiable once."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, importance: Tensor, keep: int, prefix: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return torch.ops.uniformer_kernels.token_shrink(x, importance, keep, prefix)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        x, importance, _, prefix = inputs
+        ctx.prefixed = 0 if prefix is None else prefix.shape[1]
+        ctx.save_for_backward(x, importance, output[1])
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dtokens: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        dx, dimportance = torch.ops.uniformer_kernels.token_shrink_backward(
+            _adjacent(dtokens), *ctx.saved_tensors
+        )
+        return dx, dimportance, None, dtokens[:, : ctx.prefixed] if ctx.prefixed else None
+
+
+class _TokenRecover(torch.autograd.Function):
+    """The compiled kernels, differentiable once."""
+
+    @staticmethod
+    def forward(x: Tensor, index: Tensor, kept: Tensor, delta: Tensor) -> Tensor:
+        return torch.ops.uniformer_kernels.token_recover(x, index, kept, delta)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        dx, dkept, ddelta = torch.ops.uniformer_kernels.token_recover_backward(
+            _adjacent(dy), *ctx.saved_tensors
+        )
+        return dx, None, dkept, ddelta
+
+
+def _adjacent(t: Tensor) -> Tensor:
+    """The tensor with the channels of a token side by side, as the kernels read them."""
+    return t if t.stride(2) == 1 else t.contiguous()
+
+
+def _cpu_shrink(
+    x: Tensor, importance: Tensor, keep: int, *, prefix: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    prefix = None if prefix is None else _adjacent(prefix)
+    return _TokenShrink.apply(_adjacent(x), importance.contiguous(), keep, prefix)
+
+
+def _cpu_recover(x: Tensor, index: Tensor, kept: Tensor, delta: Tensor) -> Tensor:
+    return _TokenRecover.apply(_adjacent(x), index.contiguous(), _adjacent(kept), _adjacent(delta))
+
+
+def _cpu_declines(x: Tensor, *_: Any, **__: Any) -> str | None:
+    if _extension.missing is not None:
+        return _extension.missing
+    return None if x.device.type == "cpu" else f"x is on {x.device}"
+
+
+if _extension.missing is None:
+
+    @torch.library.register_fake(f"uniformer_kernels::{_SHRINK}")
+    def _fake_shrink(
+        x: Tensor, importance: Tensor, keep: int, prefix: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        B, _, C = x.shape
+        prefixed = 0 if prefix is None else prefix.shape[1]
+        return x.new_empty(B, prefixed + keep + 1, C), x.new_empty(B, keep, dtype=torch.int64)
+
+    @torch.library.register_fake(f"uniformer_kernels::{_SHRINK}_backward")
+    def _fake_shrink_backward(
+        dtokens: Tensor, x: Tensor, importance: Tensor, index: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return x.new_empty(x.shape), importance.new_empty(importance.shape)
+
+    @torch.library.register_fake(f"uniformer_kernels::{_RECOVER}")
+    def _fake_recover(x: Tensor, index: Tensor, kept: Tensor, delta: Tensor) -> Tensor:
+        return x.new_empty(x.shape)
+
+    @torch.library.register_fake(f"uniformer_kernels::{_RECOVER}_backward")
+    def _fake_recover_backward(dy: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        B, _, C = dy.shape
+        return dy.new_empty(dy.shape), dy.new_empty(B, index.shape[1], C), dy.new_empty(B, 1, C)
+
+
+_token_shrink = Operator(
+    _SHRINK,
+    cpu=Implementation(_cpu_shrink, _cpu_declines),
+    reference=Implementation(reference.token_shrink, always),
+)
+_token_recover = Operator(
+    _RECOVER,
+    cpu=Implementation(_cpu_recover, _cpu_declines),
+    reference=Implementation(reference.token_recover, always),
+)
+
+
+def token_shrink(
+    x: Tensor, importance: Tensor, keep: int, *, prefix: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Keep the most important tokens and merge the others into one representative.
+
+    The representative is the mean of the other tokens weighted by their importance, and their
+    plain mean where all of it is 0; gradients reach the importance through these weights. Kept
+    tokens stay in their order, for attention sees a set (TPAMI 2023, section 3.4; Evo-ViT sorts).
+
+    Args:
+        x: ``[B, N, C]``, any strides.
+        importance: ``[B, N]``, not negative, float32 (float64 for float64). Of equal ones the
+            lower index is kept first.
+        keep: tokens to keep, at least 0 and fewer than ``N``.
+        prefix: ``[B, P, C]``, tokens to put in front.
+
+    Returns:
+        ``[B, P + keep + 1, C]``, the prefix, the kept tokens and the representative, in ``x``'s
+        dtype; and ``[B, keep]`` int64, where the kept ones stood in ``x``, ascending.
+
+    Raises:
+        ValueError: a shape or device that does not fit, or ``keep`` out of range.
+        TypeError: a dtype that does not fit.
+    """
+    checks.shape(_SHRINK, "x", x, ["B", "N", "C"])
+    checks.floating(_SHRINK, "x", x)
+    checks.shape(_SHRINK, "importance", importance, x.shape[:2])
+    checks.alike(_SHRINK, ("x", x), prefix=prefix)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    if importance.dtype != wide:
+        raise TypeError(
+            f"{_SHRINK}: importance: expected {wide} for x in {x.dtype}, got {importance.dtype}"
+        )
+    if importance.device != x.device:
+        raise ValueError(
+            f"{_SHRINK}: importance: expected on {x.device} like x, got {importance.device}"
+        )
+    if prefix is not None:
+        checks.shape(_SHRINK, "prefix", prefix, [x.shape[0], "P", x.shape[2]])
+    if not 0 <= keep < x.shape[1]:
+        raise ValueError(
+            f"{_SHRINK}: keep: expected 0 <= keep < N, got {keep} with x {list(x.shape)}"
+        )
+    return _token_shrink(x, importance, keep, prefix=prefix)
+
+
+def token_recover(x: Tensor, index: Tensor, kept: Tensor, delta: Tensor) -> Tensor:
+    """Put kept tokens back among the others, which change as their representative did.
+
+    Plain PyTorch: ``(x + delta).scatter(1, index.unsqueeze(2).expand_as(kept), kept)``.
+
+    Args:
+        x: ``[B, N, C]``, the tokens ``token_shrink`` had.
+        index: ``[B, K]`` int64, ascending, as ``token_shrink`` returned it.
+        kept: ``[B, K, C]``, the kept tokens' new values, any strides.
+        delta: ``[B, 1, C]``, what to add to the others.
+
+    Returns:
+        ``[B, N, C]``, contiguous, in ``x``'s dtype.
+
+    Raises:
+        ValueError: a shape or device that does not fit.
+        TypeError: a dtype that does not fit.
+    """
+    checks.shape(_RECOVER, "x", x, ["B", "N", "C"])
+    checks.floating(_RECOVER, "x", x)
+    checks.shape(_RECOVER, "index", index, [x.shape[0], "K"])
+    checks.shape(_RECOVER, "kept", kept, [*index.shape, x.shape[2]])
+    checks.shape(_RECOVER, "delta", delta, [x.shape[0], 1, x.shape[2]])
+    checks.alike(_RECOVER, ("x", x), kept=kept, delta=delta)
+    if index.dtype != torch.int64:
+        raise TypeError(f"{_RECOVER}: index: expected torch.int64, got {index.dtype}")
+    if index.device != x.device:
+        raise ValueError(f"{_RECOVER}: index: expected on {x.device} like x, got {index.device}")
+    return _token_recover(x, index, kept, delta)
