@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -49,6 +50,49 @@ def models(pattern: Annotated[str, typer.Argument(help="Like '*video*'.")] = "*"
             size = sum(p.numel() for p in create_model(name).parameters())
         table.add_row(name, f"{size:,}")
     Console().print(table)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Weights in any dialect.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A .safetensors file.")],
+    model: Annotated[str | None, typer.Option(help="Its name, where no shape tells it.")] = None,
+    keyword: Annotated[
+        list[str] | None, typer.Option(help="Of the model, like num_frames=16; repeat for more.")
+    ] = None,
+    head: Annotated[str, typer.Option(help="take or drop the classifier.")] = "take",
+    inflation: Annotated[
+        str | None, typer.Option(help="average or centre: image weights in a video model.")
+    ] = None,
+    classes_from: Annotated[
+        Path | None, typer.Option(help="File of the class names of IN, in order.")
+    ] = None,
+    classes_to: Annotated[
+        Path | None, typer.Option(help="File of the names, or rows, that OUT shall have.")
+    ] = None,
+) -> None:
+    """Write weights as safetensors under the official names, with what their shapes do not tell."""
+    from .weights.convert import convert_checkpoint
+
+    given = {}
+    for entry in keyword or ():
+        name, _, value = entry.partition("=")
+        try:
+            given[name] = json.loads(value)
+        except ValueError:
+            given[name] = value
+    print(
+        convert_checkpoint(
+            source,
+            out,
+            model=model,
+            keywords=given,
+            head=head,
+            inflation=inflation,
+            classes_from=classes_from,
+            classes_to=classes_to,
+        )
+    )
 
 
 def main() -> None:

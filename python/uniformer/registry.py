@@ -39,23 +39,46 @@ def create_model(
     Args:
         name: one of ``list_models()``.
         checkpoint: file of weights to load.
-        **keywords: of the model's class; every one takes ``num_classes``, ``in_chans`` and
+        **keywords: of the model's class; the classifiers take ``num_classes``, ``in_chans`` and
             ``drop_path_rate``, the video models also ``attention`` and ``temporal_patch``.
 
     Raises:
         ValueError: there is no such model, or a keyword's value is none of those there are.
         TypeError: the model takes no such keyword.
     """
-    if name not in _MODELS:
-        close = difflib.get_close_matches(name, _MODELS, n=3) or list_models()
-        raise ValueError(f"create_model: name: no model {name!r}; there is {', '.join(close)}")
+    accepted = model_keywords(name)
     cls, preset = _MODELS[name]
-    accepted = inspect.signature(cls).parameters
     if unknown := [keyword for keyword in keywords if keyword not in accepted]:
         raise TypeError(
             f"create_model: {name} takes no {', '.join(unknown)}; it takes {', '.join(accepted)}"
         )
-    model = cls(**{**preset, **keywords})
+    head_dim = keywords.get("head_dim")
+    keywords = {**preset, **keywords}
+    model = cls(**keywords)
+    model.pretrained_cfg = {"architecture": name, "keywords": keywords}  # saved with weights
     if checkpoint is not None:
-        load_checkpoint(model, checkpoint)
+        load_checkpoint(model, checkpoint, head_dim=head_dim)
     return model
+
+
+def model_keywords(name: str) -> list[str]:
+    """The keywords ``create_model`` takes for a model.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    if name not in _MODELS:
+        close = difflib.get_close_matches(name, _MODELS, n=3) or list_models()
+        raise ValueError(f"create_model: name: no model {name!r}; there is {', '.join(close)}")
+    return _keywords(_MODELS[name][0])
+
+
+def _keywords(cls: type) -> list[str]:
+    """What a class's constructor takes; its ``**keywords`` are those of the next class's."""
+    names: list[str] = []
+    for base in cls.__mro__:
+        parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
+        names += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in names]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return names

@@ -8,20 +8,42 @@ import pytest
 import torch
 import uniformer
 
-IMAGE_MODELS = [
+NAMES = [
     "uniformer_base",
     "uniformer_base_ls",
     "uniformer_small",
     "uniformer_small_plus",
     "uniformer_small_plus_dim64",
+    "uniformer_base_tl",
+    "uniformer_base_dim64_tl",
+    "uniformer_large_ls_tl",
+    "uniformer_small_tl",
+    "uniformer_small_dim64_tl",
+    "uniformer_small_plus_tl",
+    "uniformer_small_plus_dim64_tl",
+    "uniformer_xs",
+    "uniformer_xxs",
+    "uniformer_video_base",
+    "uniformer_video_small",
+    "uniformer_video_xs",
+    "uniformer_video_xxs",
+    "uniformer_dense_base",
+    "uniformer_dense_small",
+    "uniformer_dense_xs",
+    "uniformer_dense_xxs",
+    "uniformerv2_b16",
+    "uniformerv2_l14",
+    "uniformerv2_l14_336",
 ]
-VIDEO_MODELS = ["uniformer_video_base", "uniformer_video_small"]
 
 
 def test_names() -> None:
-    assert uniformer.list_models() == sorted(IMAGE_MODELS + VIDEO_MODELS)
-    assert uniformer.list_models("*video*") == VIDEO_MODELS
-    assert uniformer.list_models("uniformer_small_plus*") == IMAGE_MODELS[3:]
+    assert uniformer.list_models() == sorted(NAMES)
+    assert uniformer.list_models("*video*") == sorted(name for name in NAMES if "video" in name)
+    assert uniformer.list_models("uniformer_small_plus*_tl") == [
+        "uniformer_small_plus_dim64_tl",
+        "uniformer_small_plus_tl",
+    ]
     assert uniformer.list_models("resnet*") == []
 
 
@@ -43,6 +65,14 @@ def test_an_unknown_keyword_is_answered_with_the_known_ones() -> None:
     assert "uniformer_small takes no attention, num_class" in message
     for keyword in ("num_classes", "in_chans", "drop_path_rate", "head_dim", "depths"):
         assert keyword in message
+
+
+def test_a_subclass_takes_the_keywords_of_its_base() -> None:
+    with torch.device("meta"):
+        model = uniformer.create_model("uniformer_small_tl", mix_token=True, head_dim=64)
+    assert (model.mix_token, model.blocks3[0].num_heads) == (True, 5)
+    with pytest.raises(TypeError, match=r"takes no attention; it takes num_classes, mix_token, d"):
+        uniformer.create_model("uniformer_small_tl", attention="joint")
 
 
 def test_keywords_reach_one_model_only() -> None:

@@ -28,6 +28,6 @@ def attention(dim: int) -> nn.ModuleDict:
     return nn.ModuleDict({"qkv": linear(dim, 3 * dim), "proj": linear(dim, dim)})
 
 
-def mlp(dim: int) -> nn.ModuleDict:
+def mlp(dim: int, ratio: int = MLP_RATIO) -> nn.ModuleDict:
     """The two linear layers of a feed-forward."""
-    return nn.ModuleDict({"fc1": linear(dim, MLP_RATIO * dim), "fc2": linear(MLP_RATIO * dim, dim)})
+    return nn.ModuleDict({"fc1": linear(dim, ratio * dim), "fc2": linear(ratio * dim, dim)})

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from uniformer_kernels.blocks import Affine, BatchNorm, LayerNorm, conv_stem, patch_stem
 
-from .basic import CONV
+from .basic import BATCH_NORM, CONV
 
 
 class PatchStem(nn.Module):
@@ -39,21 +39,30 @@ class PatchStem(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """3x3 convolutions of stride 2 with BatchNorm, ``in_chans -> dims[0] -> dims[1] ...``."""
+    """3x3 convolutions of stride 2 with BatchNorm, ``in_chans -> dims[0] -> dims[1] ...``.
 
-    def __init__(self, in_chans: int, *dims: int) -> None:
+    ``temporal_strides``, one a layer, makes them convolutions of clips, over three frames.
+    """
+
+    def __init__(self, in_chans: int, *dims: int, temporal_strides: Sequence[int] = ()) -> None:
         super().__init__()
+        ndim = 3 if temporal_strides else 2
         layers: list[nn.Module] = []
-        for dim in dims:
-            layers += [nn.Conv2d(in_chans, dim, 3, 2, 1), nn.BatchNorm2d(dim), nn.GELU()]
+        for depth, dim in enumerate(dims):
+            stride = (*temporal_strides[depth : depth + 1], 2, 2)
+            conv = CONV[ndim](in_chans, dim, 3, stride, 1)
+            layers += [conv, BATCH_NORM[ndim](dim), nn.GELU()]
             in_chans = dim
+        self.temporal_strides = temporal_strides
         self.proj = nn.Sequential(*layers[:-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, 1, H, W, C]`` to ``[B, 1, H', W', dims[-1]]``."""
+        """``[B, T, H, W, C]`` to ``[B, T', H', W', dims[-1]]``."""
         convs, norms = self.proj[0::3], self.proj[1::3]
         return conv_stem(
-            x, [(Affine.of(c), BatchNorm.of(n)) for c, n in zip(convs, norms, strict=True)]
+            x,
+            [(Affine.of(c), BatchNorm.of(n)) for c, n in zip(convs, norms, strict=True)],
+            temporal_strides=self.temporal_strides,
         )
 
 

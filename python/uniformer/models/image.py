@@ -28,6 +28,8 @@ class ImageUniFormer(UniFormer):
             into the model they were trained in.
         conv_stem: overlapping convolutions with BatchNorm in place of patches with LayerNorm.
         layer_scale: what the layer scales of the global blocks start from, ``None`` for none.
+        local_layer_scale: the same for the local blocks.
+        dims: channels of the four stages.
         in_chans: channels of the input.
         num_classes: outputs of the head; 0 leaves the pooled features.
         drop_path_rate: stochastic depth of the last block; it rises evenly from 0 at the first.
@@ -40,6 +42,8 @@ class ImageUniFormer(UniFormer):
         head_dim: int = 64,
         conv_stem: bool = False,
         layer_scale: float | None = None,
+        local_layer_scale: float | None = None,
+        dims: Sequence[int] = DIMS,
         in_chans: int = 3,
         num_classes: int = 1000,
         drop_path_rate: float = 0.0,
@@ -50,12 +54,13 @@ class ImageUniFormer(UniFormer):
             return ConvStem(dim_in, dim // 2, dim) if patch == 4 else ConvStem(dim_in, dim)
 
         super().__init__(
-            [stem(*sizes) for sizes in zip((in_chans, *DIMS[:3]), DIMS, (4, 2, 2, 2), strict=True)],
-            partial(LocalBlock, ndim=2),
+            [stem(*sizes) for sizes in zip((in_chans, *dims[:3]), dims, (4, 2, 2, 2), strict=True)],
+            partial(LocalBlock, ndim=2, layer_scale=local_layer_scale),
             partial(GlobalBlock, head_dim=head_dim, ndim=2, layer_scale=layer_scale),
             depths=depths,
             axes="HW",
             in_chans=in_chans,
             num_classes=num_classes,
             drop_path_rate=drop_path_rate,
+            dims=dims,
         )

@@ -70,8 +70,13 @@ class VideoUniFormer(UniFormer):
 
     def forward_features(self, x: Tensor | Sequence[Tensor]) -> Tensor:
         """As for every model; also takes the one-element list of pathways PySlowFast passes."""
-        if isinstance(x, (list, tuple)):
-            if len(x) != 1:
-                raise ValueError(f"VideoUniFormer: x: expected one pathway, got {len(x)}")
-            (x,) = x
-        return super().forward_features(x)
+        return super().forward_features(single_pathway(x, "VideoUniFormer"))
+
+
+def single_pathway(x: Tensor | Sequence[Tensor], model: str) -> Tensor:
+    """The clip in a list of one pathway; anything else as it is."""
+    if not isinstance(x, (list, tuple)):
+        return x
+    if len(x) != 1:
+        raise ValueError(f"{model}: x: expected one pathway, got {len(x)}")
+    return x[0]

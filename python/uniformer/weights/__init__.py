@@ -1,5 +1,6 @@
-"""Weights from files, strictly: every key and every shape fits, or nothing is loaded."""
+"""Weights from files of every dialect, strictly: everything fits, or nothing is loaded."""
 
-from .checkpoint import CheckpointError, LoadReport, load_checkpoint, read_state_dict
+from .checkpoint import LoadReport, load_checkpoint, save_checkpoint
+from .files import CheckpointError, read_state_dict
 
-__all__ = ["CheckpointError", "LoadReport", "load_checkpoint", "read_state_dict"]
+__all__ = ["CheckpointError", "LoadReport", "load_checkpoint", "read_state_dict", "save_checkpoint"]

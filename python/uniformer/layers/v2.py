@@ -1,0 +1,227 @@
+"""UniFormerV2's transformer and the blocks in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from uniformer_kernels.blocks import (
+    Affine,
+    BatchNorm,
+    LayerNorm,
+    TemporalMHRA,
+    global_uniblock,
+    local_uniblock,
+    video_memory,
+)
+
+from .basic import MLP_RATIO, depthwise
+
+FUSIONS = ("sequential", "parallel", "hierarchical_kv", "hierarchical_q")
+LOCAL_MHRA = ("none", "single", "double")
+
+
+class TemporalAggregator(nn.Module):
+    """Parameters of one LMHRA, which adds nothing at the start."""
+
+    def __init__(self, dim: int, *, reduction: float) -> None:
+        super().__init__()
+        reduced = int(dim // reduction)
+        self.pos_embed = nn.Sequential(
+            nn.BatchNorm3d(dim),
+            nn.Conv3d(dim, reduced, 1),
+            nn.Conv3d(reduced, reduced, (3, 1, 1), padding=(1, 0, 0), groups=reduced),
+            nn.Conv3d(reduced, dim, 1),
+        )
+        _zero(self.pos_embed[3])
+
+    def layers(self) -> TemporalMHRA:
+        """What ``local_uniblock`` takes, for its next call."""
+        norm, pw1, dw, pw2 = self.pos_embed
+        return TemporalMHRA(BatchNorm.of(norm), Affine.of(pw1), Affine.of(dw), Affine.of(pw2))
+
+
+class LocalUniBlock(nn.Module):
+    """Parameters of ``local_uniblock``, with two, one or no temporal aggregators."""
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        grid: tuple[int, int],
+        local_mhra: str,
+        dw_reduction: float,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.grid, self.drop_path = num_heads, grid, drop_path
+        wanted = LOCAL_MHRA.index(local_mhra)
+        for number in (1, 2):
+            lmhra = TemporalAggregator(dim, reduction=dw_reduction) if number <= wanted else None
+            self.register_module(f"lmhra{number}", lmhra)
+        self.attn = nn.MultiheadAttention(dim, num_heads)
+        self.ln_1 = nn.LayerNorm(dim)
+        self.mlp = _mlp(dim)
+        self.ln_2 = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, T, 1 + HW, C]`` to the same."""
+        return local_uniblock(
+            x,
+            grid=self.grid,
+            lmhra1=self.lmhra1 and self.lmhra1.layers(),
+            ln_1=LayerNorm.of(self.ln_1),
+            in_proj=Affine(self.attn.in_proj_weight, self.attn.in_proj_bias),
+            out_proj=Affine.of(self.attn.out_proj),
+            lmhra2=self.lmhra2 and self.lmhra2.layers(),
+            ln_2=LayerNorm.of(self.ln_2),
+            c_fc=Affine.of(self.mlp.c_fc),
+            c_proj=Affine.of(self.mlp.c_proj),
+            num_heads=self.num_heads,
+            drop_path=self.drop_path if self.training else 0.0,
+        )
+
+
+class GlobalUniBlock(nn.Module):
+    """Parameters of ``global_uniblock``, which adds nothing to the query at the start."""
+
+    def __init__(
+        self, dim: int, *, num_heads: int, dropout: float = 0.0, drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.dropout, self.drop_path = num_heads, dropout, drop_path
+        self.attn = nn.MultiheadAttention(dim, num_heads)
+        self.ln_1 = nn.LayerNorm(dim)
+        self.mlp = _mlp(dim)
+        self.ln_2 = nn.LayerNorm(dim)
+        self.ln_3 = nn.LayerNorm(dim)
+        nn.init.xavier_uniform_(self.mlp.c_fc.weight)
+        _zero(self.attn.out_proj)
+        _zero(self.mlp.c_proj)
+
+    def forward(self, query: Tensor, memory: Tensor) -> Tensor:
+        """``[B, 1, C]`` and ``[B, N, C]`` to ``[B, 1, C]``."""
+        return global_uniblock(
+            query,
+            memory,
+            ln_1=LayerNorm.of(self.ln_1),
+            ln_3=LayerNorm.of(self.ln_3),
+            in_proj=Affine(self.attn.in_proj_weight, self.attn.in_proj_bias),
+            out_proj=Affine.of(self.attn.out_proj),
+            ln_2=LayerNorm.of(self.ln_2),
+            c_fc=Affine.of(self.mlp.c_fc),
+            c_proj=Affine.of(self.mlp.c_proj),
+            num_heads=self.num_heads,
+            dropout=self.dropout if self.training else 0.0,
+            drop_path=self.drop_path if self.training else 0.0,
+        )
+
+
+class VideoTransformer(nn.Module):
+    """Local UniBlocks, and global ones that gather a video token from the outputs of some.
+
+    Args:
+        dim: channels.
+        depth: local UniBlocks.
+        num_heads: heads of every attention.
+        grid: ``(H, W)`` of a frame's patches.
+        return_layers: local UniBlocks, from 0, whose output a global one takes.
+        fusion: how the global UniBlocks work together, one of ``FUSIONS``.
+        balanced: whether the video token is mixed with the frames' class tokens.
+        local_mhra: temporal aggregators of a local UniBlock, one of ``LOCAL_MHRA``.
+        dw_reduction: factor by which they have fewer channels.
+        num_classes: outputs of the classifier; 0 for none.
+        dropout: rate in front of the classifier and inside the global UniBlocks.
+        backbone_drop_path_rate: of the last local UniBlock; it rises evenly from 0 at the first.
+        drop_path_rate: the same for the global ones.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        depth: int,
+        num_heads: int,
+        grid: tuple[int, int],
+        return_layers: Sequence[int],
+        fusion: str,
+        balanced: bool,
+        local_mhra: str,
+        dw_reduction: float,
+        num_classes: int,
+        dropout: float,
+        backbone_drop_path_rate: float,
+        drop_path_rate: float,
+    ) -> None:
+        super().__init__()
+        self.grid, self.return_layers, self.fusion = grid, tuple(return_layers), fusion
+        gathered = len(self.return_layers)
+        queries = 1 if fusion == "sequential" else gathered
+        self.temporal_cls_token = nn.Parameter(torch.zeros(queries, 1, dim))
+        self.register_parameter("balance", nn.Parameter(torch.zeros(dim)) if balanced else None)
+        self.resblocks = nn.ModuleList(
+            LocalUniBlock(
+                dim,
+                num_heads=num_heads,
+                grid=grid,
+                local_mhra=local_mhra,
+                dw_reduction=dw_reduction,
+                drop_path=rate,
+            )
+            for rate in _rising(backbone_drop_path_rate, depth)
+        )
+        self.dpe = nn.ModuleList(depthwise(dim, 3, ndim=3) for _ in range(gathered))
+        for dpe in self.dpe:
+            nn.init.zeros_(dpe.bias)
+        self.dec = nn.ModuleList(
+            GlobalUniBlock(dim, num_heads=num_heads, dropout=dropout, drop_path=rate)
+            for rate in _rising(drop_path_rate, gathered)
+        )
+        if fusion == "parallel":
+            self.fuse = nn.Linear(gathered * dim, dim)
+        classifier = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+        self.proj = nn.Sequential(nn.LayerNorm(dim), nn.Dropout(dropout), classifier)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, T, 1 + HW, C]`` to ``[B, C]``, what ``proj`` classifies."""
+        tokens: list[Tensor] = []
+        for index, block in enumerate(self.resblocks):
+            x = block(x)
+            if index in self.return_layers:
+                tokens.append(self._gather(x, tokens))
+        video = self.fuse(torch.cat(tokens, 2)) if self.fusion == "parallel" else tokens[-1]
+        if self.balance is None:
+            return video.squeeze(1)
+        share = self.balance.sigmoid()
+        return (1 - share) * video.squeeze(1) + share * x[:, :, 0].mean(1)
+
+    def _gather(self, x: Tensor, tokens: Sequence[Tensor]) -> Tensor:
+        """The next video token, from the clip's tokens and the video tokens so far."""
+        number = len(tokens)
+        memory = video_memory(x, grid=self.grid, dpe=Affine.of(self.dpe[number]))
+        if self.fusion == "sequential" and tokens:
+            return self.dec[number](tokens[-1], memory)
+        query = self.temporal_cls_token[number].expand(x.shape[0], 1, -1)
+        if self.fusion == "hierarchical_q" and tokens:
+            query = query + tokens[-1]
+        elif self.fusion == "hierarchical_kv" and tokens:
+            memory = torch.cat([tokens[-1], memory], 1)
+        return self.dec[number](query, memory)
+
+
+def _zero(layer: nn.Module) -> None:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+
+
+def _mlp(dim: int) -> nn.ModuleDict:
+    hidden = MLP_RATIO * dim
+    return nn.ModuleDict({"c_fc": nn.Linear(dim, hidden), "c_proj": nn.Linear(hidden, dim)})
+
+
+def _rising(rate: float, count: int) -> list[float]:
+    """From 0 to ``rate`` in even steps; a single one is 0."""
+    return [rate * index / max(count - 1, 1) for index in range(count)]
