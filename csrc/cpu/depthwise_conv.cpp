@@ -136,7 +136,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, c
   using A = typename accumulator<S>::type;
   Tensor dx = want_input ? torch::stable::new_empty(x, x.sizes()) : torch::stable::new_empty(x, {0});
   Tensor dw = torch::stable::new_zeros(weight, {0});
-  Tensor db = dw;
+  Tensor db = torch::stable::new_zeros(weight, {0});
   if (want_weight) {
     dw = torch::stable::new_zeros(weight, weight.sizes());
     db = torch::stable::new_zeros(weight, {weight.size(0)});
