@@ -134,3 +134,8 @@ def explain(operator: str, *args: Any, **kwargs: Any) -> str:
 
 def always(*_: Any, **__: Any) -> None:
     """The reason of a backend that never declines: none."""
+
+
+def needs_grad(*tensors: torch.Tensor | None) -> bool:
+    """Whether autograd is to record a call: without it, inference spares the Function's cost."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

@@ -129,6 +129,10 @@ void convolve_row(const DepthwiseShape& s, const Ring<S>& ring, const Task<S>& t
   for (int64_t w = 0; w < s.W; w += COLUMNS) {
     const int64_t left = min(w, s.W - COLUMNS);  // the last tile overlaps its neighbour
     for (int64_t t = 0; t < s.T; ++t) {
+      S* out = y + (((task.b * s.T + t) * s.H + h) * s.W + left) * s.C + task.block * L;
+      // The lines to be written are fetched while the sums are formed.
+#pragma GCC unroll 32
+      for (int j = 0; j < COLUMNS; ++j) __builtin_prefetch(out + j * s.C, 1);
       vec<A> sum[COLUMNS];
 #pragma GCC unroll 32
       for (int j = 0; j < COLUMNS; ++j) sum[j] = start;
@@ -141,7 +145,6 @@ void convolve_row(const DepthwiseShape& s, const Ring<S>& ring, const Task<S>& t
         for (int64_t i = first; i < last; ++i)
           convolve_line<A, KW, COLUMNS>(sum, ring.line(t + f - pt, i) + left * L,
                                         weight + (f * s.kh + i) * KW * L);
-      S* out = y + (((task.b * s.T + t) * s.H + h) * s.W + left) * s.C + task.block * L;
       if (task.channels == L) {
 #pragma GCC unroll 32
         for (int j = 0; j < COLUMNS; ++j) store(out + j * s.C, sum[j]);

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _extension, checks, reference
-from ..backends import Implementation, Operator, always
+from ..backends import Implementation, Operator, always, needs_grad
 
 _NAME = "depthwise_conv3d"
 _MAX_KERNEL = 7
@@ -45,7 +45,9 @@ class _DepthwiseConv3d(torch.autograd.Function):
 def _compiled(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, residual: bool = False
 ) -> Tensor:
-    return _DepthwiseConv3d.apply(x, weight, bias, residual)
+    if needs_grad(x, weight, bias):
+        return _DepthwiseConv3d.apply(x, weight, bias, residual)
+    return torch.ops.uniformer_kernels.depthwise_conv3d(x, weight, bias, residual)
 
 
 def _compiled_declines(

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import checks, reference
-from ..backends import Implementation, Operator, always
+from ..backends import Implementation, Operator, always, needs_grad
 
 _ACTIVATIONS = ("gelu", "quick_gelu")
 _QUICK = 1.702  # quick_gelu(x) = x sigmoid(_QUICK x) = silu(_QUICK x) / _QUICK
@@ -67,10 +67,6 @@ def _weight_gradient(dy: Tensor, x: Tensor) -> Tensor:
     return _product(x.t(), dy.t()).t()
 
 
-def _needs_grad(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
 def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
@@ -110,7 +106,7 @@ def _cpu_linear(
 ) -> Tensor:
     if not _uses_onednn(x):
         return reference.linear(x, weight, bias, activation=activation, residual=residual)
-    if _needs_grad(x, weight, bias, residual):
+    if needs_grad(x, weight, bias, residual):
         y = _Linear.apply(x, weight, bias)
         if activation == "gelu":
             y = F.gelu(y)
@@ -145,7 +141,7 @@ def _cpu_feed_forward(
         return _cpu_linear(hidden, fc2_weight, fc2_bias, residual=residual)
 
     rows, at_once = x.shape[:-1].numel(), max(_HIDDEN // fc1_weight.shape[0], 1)
-    if rows <= at_once or _needs_grad(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual):
+    if rows <= at_once or needs_grad(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual):
         return run(x, residual)
     # Without gradients nothing needs all hidden activations, the widest tensor of any block.
     out = None
