@@ -2,6 +2,14 @@
 
 from . import models  # noqa: F401  (importing registers them)
 from .registry import create_model, list_models
-from .weights import load_checkpoint
+from .timm import register_in_timm
+from .weights import load_checkpoint, save_checkpoint
 
-__all__ = ["create_model", "list_models", "load_checkpoint"]
+try:
+    from timm.models import register_model
+except (ImportError, RuntimeError):  # not there, or its torchvision does not fit this PyTorch
+    pass
+else:
+    register_in_timm(register_model)
+
+__all__ = ["create_model", "list_models", "load_checkpoint", "save_checkpoint"]

@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from .data import VideoError
-from .registry import create_model, list_models
+from .models.facts import FACTS
+from .registry import list_models
 from .weights import CheckpointError
 
 app = typer.Typer(
@@ -42,13 +43,19 @@ def demo(
 
 @app.command()
 def models(pattern: Annotated[str, typer.Argument(help="Like '*video*'.")] = "*") -> None:
-    """List the models and how many parameters they have."""
-    table = Table("model", "parameters")
-    table.columns[1].justify = "right"
+    """List the models: parameters, cost for one input, published accuracy (box AP, if dense)."""
+    table = Table("model", "parameters", "input", "GMACs", "top-1", box=box.SIMPLE_HEAD)
+    for column in table.columns:
+        column.no_wrap = True
+    for column in table.columns[1:]:
+        column.justify = "right"
     for name in list_models(pattern):
-        with torch.device("meta"):
-            size = sum(p.numel() for p in create_model(name).parameters())
-        table.add_row(name, f"{size:,}")
+        shown = name
+        for facts in FACTS[name]:
+            size, score = "×".join(map(str, facts.input_size)), facts.published[0].scores
+            macs, accuracy = f"{facts.macs / 1e9:.2f}", next(iter(score.values()))
+            table.add_row(shown, f"{facts.parameters:,}", size, macs, str(accuracy))
+            shown = ""
     Console().print(table)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from .features import Features
 from .weights import load_checkpoint
 
 _MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {}
@@ -32,13 +33,19 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def create_model(
-    name: str, *, checkpoint: str | PathLike[str] | None = None, **keywords: Any
+    name: str,
+    *,
+    checkpoint: str | PathLike[str] | None = None,
+    features_only: bool = False,
+    **keywords: Any,
 ) -> nn.Module:
     """Build a model in training mode, float32, with the official initialisation.
 
     Args:
         name: one of ``list_models()``.
         checkpoint: file of weights to load.
+        features_only: for the list of the maps of stages or layers instead of logits; then every
+            model takes ``out_indices``, and tells ``feature_info``.
         **keywords: of the model's class; the classifiers take ``num_classes``, ``in_chans`` and
             ``drop_path_rate``, the video models also ``attention`` and ``temporal_patch``.
 
@@ -46,6 +53,9 @@ def create_model(
         ValueError: there is no such model, or a keyword's value is none of those there are.
         TypeError: the model takes no such keyword.
     """
+    out_indices = keywords.pop("out_indices", None) if features_only else None
+    from .models.facts import FACTS  # the models are registered here, so they come first
+
     accepted = model_keywords(name)
     cls, preset = _MODELS[name]
     if unknown := [keyword for keyword in keywords if keyword not in accepted]:
@@ -55,10 +65,11 @@ def create_model(
     head_dim = keywords.get("head_dim")
     keywords = {**preset, **keywords}
     model = cls(**keywords)
-    model.pretrained_cfg = {"architecture": name, "keywords": keywords}  # saved with weights
+    size = FACTS[name][0].input_size
+    model.pretrained_cfg = {"architecture": name, "keywords": keywords, **model.data_cfg(size)}
     if checkpoint is not None:
         load_checkpoint(model, checkpoint, head_dim=head_dim)
-    return model
+    return Features(model, out_indices) if features_only else model
 
 
 def model_keywords(name: str) -> list[str]:

@@ -18,6 +18,11 @@ def linear(in_features: int, out_features: int) -> nn.Linear:
     return layer
 
 
+def classifier(dim: int, num_classes: int) -> nn.Module:
+    """A linear layer; nothing for no classes."""
+    return linear(dim, num_classes) if num_classes else nn.Identity()
+
+
 def depthwise(dim: int, kernel: int, ndim: int) -> nn.Module:
     """A depthwise convolution that keeps the size."""
     return CONV[ndim](dim, dim, kernel, padding=kernel // 2, groups=dim)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,9 +19,14 @@ class Stage(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, T, H, W, C]`` to the same."""
-        for index, block in enumerate(self):
-            x = recompute(block, x) if index < self.recomputed else block(x)
+        for block in self.calls():
+            x = block(x)
         return x
+
+    def calls(self) -> Iterator[Callable[..., Any]]:
+        """The blocks as functions, for whoever passes more from one to the next."""
+        for index, block in enumerate(self):
+            yield partial(recompute, block) if index < self.recomputed else block
 
 
 def recompute(block: nn.Module, *args: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from uniformer_kernels.blocks import (
 )
 
 from .basic import MLP_RATIO, depthwise
+from .stage import Stage
 
 FUSIONS = ("sequential", "parallel", "hierarchical_kv", "hierarchical_q")
 LOCAL_MHRA = ("none", "single", "double")
@@ -162,16 +163,18 @@ class VideoTransformer(nn.Module):
         queries = 1 if fusion == "sequential" else gathered
         self.temporal_cls_token = nn.Parameter(torch.zeros(queries, 1, dim))
         self.register_parameter("balance", nn.Parameter(torch.zeros(dim)) if balanced else None)
-        self.resblocks = nn.ModuleList(
-            LocalUniBlock(
-                dim,
-                num_heads=num_heads,
-                grid=grid,
-                local_mhra=local_mhra,
-                dw_reduction=dw_reduction,
-                drop_path=rate,
+        self.resblocks = Stage(
+            *(
+                LocalUniBlock(
+                    dim,
+                    num_heads=num_heads,
+                    grid=grid,
+                    local_mhra=local_mhra,
+                    dw_reduction=dw_reduction,
+                    drop_path=rate,
+                )
+                for rate in _rising(backbone_drop_path_rate, depth)
             )
-            for rate in _rising(backbone_drop_path_rate, depth)
         )
         self.dpe = nn.ModuleList(depthwise(dim, 3, ndim=3) for _ in range(gathered))
         for dpe in self.dpe:
@@ -185,18 +188,21 @@ class VideoTransformer(nn.Module):
         classifier = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
         self.proj = nn.Sequential(nn.LayerNorm(dim), nn.Dropout(dropout), classifier)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, T, 1 + HW, C]`` to ``[B, C]``, what ``proj`` classifies."""
+    def forward(self, x: Tensor, layers: Collection[int] = ()) -> tuple[Tensor, dict[int, Tensor]]:
+        """``[B, T, 1 + HW, C]`` to ``[B, C]``, what ``proj`` classifies; outputs of ``layers``."""
         tokens: list[Tensor] = []
-        for index, block in enumerate(self.resblocks):
+        outputs = {}
+        for index, block in enumerate(self.resblocks.calls()):
             x = block(x)
+            if index in layers:
+                outputs[index] = x
             if index in self.return_layers:
                 tokens.append(self._gather(x, tokens))
         video = self.fuse(torch.cat(tokens, 2)) if self.fusion == "parallel" else tokens[-1]
         if self.balance is None:
-            return video.squeeze(1)
+            return video.squeeze(1), outputs
         share = self.balance.sigmoid()
-        return (1 - share) * video.squeeze(1) + share * x[:, :, 0].mean(1)
+        return (1 - share) * video.squeeze(1) + share * x[:, :, 0].mean(1), outputs
 
     def _gather(self, x: Tensor, tokens: Sequence[Tensor]) -> Tensor:
         """The next video token, from the clip's tokens and the video tokens so far."""

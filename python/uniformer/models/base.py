@@ -2,20 +2,110 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
-from uniformer_kernels.blocks import BatchNorm, batch_norm
+from uniformer_kernels.blocks import BatchNorm, LayerNorm, batch_norm, layer_norm
 
+from ..data.transforms import MEAN, STD
+from ..features import FeatureInfo
 from ..layers import Stage, smallest_input
-from ..layers.basic import BATCH_NORM, linear
+from ..layers.basic import BATCH_NORM, classifier
 
 DIMS = (64, 128, 320, 512)
 """Channels of the four stages, in most released models."""
 
 
-class Backbone(nn.Module):
+IMAGE_INPUT = {
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "interpolation": "bicubic",
+    "crop_pct": 0.875,
+}
+"""How images become inputs: ImageNet's normalisation, the centre of a slightly larger image."""
+
+VIDEO_INPUT = {
+    "mean": (MEAN,) * 3,
+    "std": (STD,) * 3,
+    "interpolation": "bilinear",
+    "crop_pct": 1.0,
+}
+"""How clips become inputs."""
+
+
+class Model(nn.Module):
+    """What every model has, under the names that people know from timm.
+
+    ``feature_info`` tells the maps there are, ``out_indices`` those that are returned by default,
+    ``num_features`` the channels behind the last of them.
+    """
+
+    feature_info: FeatureInfo
+    out_indices: tuple[int, ...]
+    num_features: int
+    in_chans: int
+    num_classes = 0
+    classifiers: tuple[str, ...] = ()
+    input_cfg: Mapping[str, Any] = IMAGE_INPUT
+
+    def data_cfg(self, size: tuple[int, ...]) -> dict[str, Any]:
+        """How inputs, usually of ``size``, are made; layers that depend on them and the classes."""
+        convs = (key for key, m in self.named_modules() if isinstance(m, (nn.Conv2d, nn.Conv3d)))
+        names = self.classifiers if len(self.classifiers) > 1 else "".join(self.classifiers)
+        return {
+            "input_size": (self.in_chans, *size),
+            **self.input_cfg,
+            "num_classes": self.num_classes,
+            "classifier": names or None,
+            "first_conv": next(convs),
+        }
+
+    def feature_indices(self, indices: Sequence[int] | int | None = None) -> tuple[int, ...]:
+        """What ``indices`` chooses among the maps: a number the last ones, ``None`` the usual.
+
+        Raises:
+            ValueError: there are no such maps.
+        """
+        if indices is None:
+            return self.out_indices
+        count = len(self.feature_info)
+        wanted = range(-indices, 0) if isinstance(indices, int) else indices
+        if not wanted or not all(-count <= index < count for index in wanted):
+            raise ValueError(f"indices: expected some of {count} maps, got {indices}")
+        return tuple(index % count for index in wanted)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether blocks keep no activations but compute them once more in the backward pass."""
+        for stage in self.modules():
+            if isinstance(stage, Stage):
+                stage.recomputed = len(stage) if enable else 0
+
+    def no_weight_decay(self) -> set[str]:
+        """The parameters that the official recipes name as not to decay, besides 1-D ones."""
+        return {"pos_embed", "cls_token"}
+
+
+class Classifier(Model):
+    """A model with classifiers, the layers ``classifiers``; the first makes the logits."""
+
+    def get_classifier(self) -> nn.Module:
+        """The layer that makes the logits; an identity when there are no classes."""
+        return self.get_submodule(self.classifiers[0])
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace all classifiers by freshly initialised ones; 0 leaves their features."""
+        like = next(self.parameters())
+        for name in self.classifiers:
+            self.set_submodule(name, classifier(self.num_features, num_classes).to(like))
+        self.num_classes = num_classes
+        if created := getattr(self, "pretrained_cfg", None):
+            created["num_classes"] = num_classes
+            created["keywords"] = {**created["keywords"], "num_classes": num_classes}
+
+
+class Backbone(Model):
     """Four stages of a stem and blocks.
 
     Args:
@@ -57,6 +147,12 @@ class Backbone(nn.Module):
         blocks = (local_block, local_block, global_block, global_block)
 
         self.axes, self.in_chans = axes, in_chans
+        self.num_features = dims[-1]
+        self.feature_info = FeatureInfo(
+            {"num_chs": dim, "reduction": 4 * 2**index, "module": f"blocks{index + 1}"}
+            for index, dim in enumerate(dims)
+        )
+        self.out_indices = (0, 1, 2, 3)
         self.smallest = smallest_input(stems)
         self.patch_embed1, self.patch_embed2, self.patch_embed3, self.patch_embed4 = stems
         for name, module in (before_blocks or {}).items():
@@ -66,6 +162,58 @@ class Backbone(nn.Module):
             self.add_module(f"blocks{number}", stage)
             if stage_norm is not None:
                 self.add_module(f"norm{number}", stage_norm(dim))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The normalised map behind the last block, channels-last, ``[B, T', H', W', C]``."""
+        return self._normalised(self._pick(self._maps(x))[0])
+
+    def forward_intermediates(
+        self, x: Tensor, indices: Sequence[int] | int | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The features and maps on the way there.
+
+        Args:
+            x: as the model takes it.
+            indices: the stages whose maps are returned, in this order; a number for the last ones;
+                ``None`` for ``out_indices``.
+
+        Returns:
+            What ``forward_features`` returns, and contiguous maps ``[B, C, H, W]`` or
+            ``[B, C, T, H, W]``, normalised where the stages have norms.
+
+        Raises:
+            ValueError: there are no such stages, or ``x`` does not fit.
+            TypeError: ``x`` is no floating-point tensor.
+        """
+        last, maps = self._pick(self._maps(x), self.feature_indices(indices))
+        return self._normalised(last), maps
+
+    def _maps(self, x: Tensor) -> Iterator[Tensor]:
+        """The maps behind the four stages, ``[B, T', H', W', C]``, one by one."""
+        return self._behind_stem(self.patch_embed1(self._channels_last(x)))
+
+    def _behind_stem(self, x: Tensor) -> Iterator[Tensor]:
+        """``_maps`` of what the first stem returns."""
+        yield (x := self.blocks1(x))
+        yield (x := self.blocks2(self.patch_embed2(x)))
+        yield (x := self.blocks3(self.patch_embed3(x)))
+        yield self.blocks4(self.patch_embed4(x))
+
+    def _pick(
+        self, maps: Iterable[Tensor], indices: Collection[int] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The last of the maps, and those asked for as ``forward_intermediates`` returns them."""
+        picked = {}
+        for index, x in enumerate(maps):
+            if index in indices:
+                norm = getattr(self, f"norm{index + 1}", None)
+                y = (x if norm is None else layer_norm(x, LayerNorm.of(norm))).movedim(-1, 1)
+                picked[index] = (y.squeeze(2) if self.axes == "HW" else y).contiguous()
+        return x, [picked[index] for index in indices]
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        """The last map as the features."""
+        raise NotImplementedError
 
     def _channels_last(self, x: Tensor) -> Tensor:
         """The checked input as a view ``[B, T, H, W, C]``."""
@@ -88,7 +236,24 @@ class Backbone(nn.Module):
         return (x if x.dim() == 5 else x.unsqueeze(2)).movedim(1, -1)
 
 
-class UniFormer(Backbone):
+class PooledClassifier(Classifier):
+    """The classifier of a backbone: BatchNorm, the mean over positions, a linear head."""
+
+    classifiers = ("head",)
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits ``[B, num_classes]`` of what ``forward_features`` returns.
+
+        ``pre_logits`` stops in front of the classifier, at ``[B, num_features]``.
+        """
+        pooled = features.mean((1, 2, 3))
+        return pooled if pre_logits else self.head(pooled)
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        return batch_norm(x, BatchNorm.of(self.norm))
+
+
+class UniFormer(PooledClassifier, Backbone):
     """A backbone; then BatchNorm, the mean over positions, a linear head.
 
     Args:
@@ -127,8 +292,9 @@ class UniFormer(Backbone):
             in_chans=in_chans,
             drop_path_rate=drop_path_rate,
         )
+        self.num_classes = num_classes
         self.norm = BATCH_NORM[len(axes)](dims[-1])
-        self.head = linear(dims[-1], num_classes) if num_classes else nn.Identity()
+        self.head = classifier(dims[-1], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify.
@@ -147,18 +313,57 @@ class UniFormer(Backbone):
         """
         return self.forward_head(self.forward_features(x))
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """The normalised map behind the last block, channels-last, ``[B, T', H', W', C]``."""
-        return self._behind_stem(self.patch_embed1(self._channels_last(x)))
 
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Logits ``[B, num_classes]`` of what ``forward_features`` returns."""
-        return self.head(features.mean((1, 2, 3)))
+class DenseBackbone(Backbone):
+    """A backbone that returns the maps of its stages behind their norms.
 
-    def _behind_stem(self, x: Tensor) -> Tensor:
-        """``forward_features`` of what the first stem returns."""
-        x = self.blocks1(x)
-        x = self.blocks2(self.patch_embed2(x))
-        x = self.blocks3(self.patch_embed3(x))
-        x = self.blocks4(self.patch_embed4(x))
-        return batch_norm(x, BatchNorm.of(self.norm))
+    Args:
+        *parts, **keywords: of the backbone.
+        out_indices: the stages, from 0 to 3, whose maps are returned, in this order.
+        norm_eval: whether BatchNorm goes by its running statistics, and leaves them, in training.
+
+    Raises:
+        ValueError: a keyword's value is none of those there are.
+    """
+
+    def __init__(
+        self,
+        *parts: Any,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        norm_eval: bool = False,
+        **keywords: Any,
+    ) -> None:
+        if not out_indices or not set(out_indices) <= {0, 1, 2, 3}:
+            raise ValueError(f"out_indices: expected some of 0, 1, 2, 3, got {list(out_indices)}")
+        super().__init__(*parts, **keywords)
+        self.out_indices, self.norm_eval = tuple(out_indices), norm_eval
+        self.train()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The maps of the stages ``out_indices``, a tuple whatever their number.
+
+        Args:
+            x: images ``[B, in_chans, H, W]`` of the parameters' dtype.
+
+        Returns:
+            For stage ``i``, ``[B, C, H', W']`` with ``H' = H // 2 ** (i + 2)`` behind a patch
+            stem, contiguous.
+
+        Raises:
+            ValueError: rank or channels do not fit, or a stage's grid would be empty; names the
+                smallest size that works.
+            TypeError: ``x`` is no floating-point tensor.
+        """
+        return tuple(self._pick(self._maps(x), self.out_indices)[1])
+
+    def train(self, mode: bool = True) -> DenseBackbone:
+        """As for every module; ``norm_eval`` keeps BatchNorm in evaluation."""
+        super().train(mode)
+        if self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        return layer_norm(x, LayerNorm.of(self.norm4))

@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from torch import Tensor, nn
-
-from uniformer_kernels.blocks import LayerNorm, layer_norm
+from torch import nn
 
 from ..layers import LocalBlock, PatchStem, WindowBlock
 from ..layers.basic import BLOCK_EPS
 from ..registry import register
-from .base import DIMS, Backbone
+from .base import DIMS, DenseBackbone
 
 
 @register(
     uniformer_dense_small={"depths": (3, 4, 8, 3)},
     uniformer_dense_base={"depths": (5, 8, 20, 7)},
 )
-class DenseUniFormer(Backbone):
+class DenseUniFormer(DenseBackbone):
     """UniFormer on images ``[B, in_chans, H, W]``, for the maps of its stages (TPAMI 2023, 3.4).
 
     Args:
@@ -50,8 +48,6 @@ class DenseUniFormer(Backbone):
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
     ) -> None:
-        if not out_indices or not set(out_indices) <= {0, 1, 2, 3}:
-            raise ValueError(f"out_indices: expected some of 0, 1, 2, 3, got {list(out_indices)}")
         if len(checkpoint_blocks) != 4 or any(
             not 0 <= count <= depth for count, depth in zip(checkpoint_blocks, depths, strict=True)
         ):
@@ -70,12 +66,12 @@ class DenseUniFormer(Backbone):
             in_chans=in_chans,
             drop_path_rate=drop_path_rate,
             stage_norm=partial(nn.LayerNorm, eps=BLOCK_EPS),
+            out_indices=out_indices,
+            norm_eval=norm_eval,
         )
-        self.out_indices, self.norm_eval = tuple(out_indices), norm_eval
         for number, count in enumerate(checkpoint_blocks, 1):
             self.get_submodule(f"blocks{number}").recomputed = count
         self.set_attention(attention, window_size)
-        self.train()
 
     def set_attention(self, attention: str, window_size: int = 14) -> None:
         """Choose how far the tokens of stage 3 see; no weight depends on it.
@@ -97,39 +93,3 @@ class DenseUniFormer(Backbone):
         for number, block in enumerate(self.blocks3, 1):
             everywhere = attention == "global" or (attention == "hybrid" and number % 4 == 0)
             block.window_size = None if everywhere else window_size
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The maps of the stages ``out_indices``, a tuple whatever their number.
-
-        Args:
-            x: images ``[B, in_chans, H, W]`` of the parameters' dtype.
-
-        Returns:
-            For stage ``i``, ``[B, C, H', W']`` with ``H' = H // 2 ** (i + 2)``, contiguous.
-
-        Raises:
-            ValueError: rank or channels do not fit, or a stage's grid would be empty; names the
-                smallest size that works.
-            TypeError: ``x`` is no floating-point tensor.
-        """
-        x = self._channels_last(x)
-        maps = {}
-        for index in range(4):
-            stem, stage, norm = (
-                self.get_submodule(f"{name}{index + 1}")
-                for name in ("patch_embed", "blocks", "norm")
-            )
-            x = stage(stem(x))
-            if index in self.out_indices:
-                y = layer_norm(x, LayerNorm.of(norm))
-                maps[index] = y.squeeze(1).movedim(-1, 1).contiguous()
-        return tuple(maps[index] for index in self.out_indices)
-
-    def train(self, mode: bool = True) -> DenseUniFormer:
-        """As for every module; ``norm_eval`` keeps BatchNorm in evaluation."""
-        super().train(mode)
-        if self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
-        return self

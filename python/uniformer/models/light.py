@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -10,18 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from uniformer_kernels.blocks import (
-    BatchNorm,
-    LayerNorm,
-    batch_norm,
-    layer_norm,
-    pool_importance,
-)
+from uniformer_kernels.blocks import LayerNorm, layer_norm, pool_importance
 
-from ..layers import ConvStem, HourglassBlock, LocalBlock, PatchStem, Stage, recompute
-from ..layers.basic import BATCH_NORM, BLOCK_EPS, linear
+from ..layers import ConvStem, HourglassBlock, LocalBlock, PatchStem, Stage
+from ..layers.basic import BATCH_NORM, BLOCK_EPS, classifier, linear
 from ..registry import register
-from .base import Backbone
+from .base import VIDEO_INPUT, Backbone, DenseBackbone, PooledClassifier
 from .video import single_pathway
 
 _XXS: dict[str, Any] = {"dims": (56, 112, 224, 448), "depths": (2, 5, 8, 2), "head_dim": 28}
@@ -101,32 +95,38 @@ class LightBackbone(Backbone):
         )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dims[2]))
 
-    def _stages(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The maps behind the four stages, ``[B, T', H', W', C]``, and the score token."""
-        first = self.blocks1(self.patch_embed1(self._channels_last(x)))
-        second = self.blocks2(self.patch_embed2(first))
+    def _maps(self, x: Tensor) -> Iterator[Tensor]:
+        return (y for y, _ in self._stages(x))
 
-        x = self.patch_embed3(second)
+    def _stages(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The maps behind the four stages, and the score token behind those that have one."""
+        x = self.blocks1(self.patch_embed1(self._channels_last(x)))
+        yield x, None
+        x = self.blocks2(self.patch_embed2(x))
+        yield x, None
+
+        x = self.patch_embed3(x)
         score_token = self.cls_token.to(x.dtype).expand(len(x), -1, -1)
-        third, score_token, importance = _through(self.blocks3, x, score_token, None)
+        x, score_token, importance = _through(self.blocks3, x, score_token, None)
+        yield x, score_token
 
-        x = self.patch_embed4(third)
+        importance = pool_importance(importance, x.shape[1:4])
         score_token = self.cls_upsample(score_token).to(x.dtype)
-        importance = pool_importance(importance, third.shape[1:4])
-        fourth, score_token, _ = _through(self.blocks4, x, score_token, importance)
-        return [first, second, third, fourth], score_token
+        x = self.patch_embed4(x)
+        x, score_token, _ = _through(self.blocks4, x, score_token, importance)
+        yield x, score_token
 
 
 def _through(
     stage: Stage, x: Tensor, score_token: Tensor, importance: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     state = x, score_token, importance
-    for index, block in enumerate(stage):
-        state = recompute(block, *state) if index < stage.recomputed else block(*state)
+    for block in stage.calls():
+        state = block(*state)
     return state
 
 
-class LightUniFormer(LightBackbone):
+class LightUniFormer(PooledClassifier, LightBackbone):
     """A backbone with two classifiers: of the mean over positions and of the score token.
 
     Args:
@@ -136,15 +136,17 @@ class LightUniFormer(LightBackbone):
         **keywords: of the backbone.
     """
 
+    classifiers = ("head", "head_cls")
+
     def __init__(
         self, axes: str, layer_scale: float | None = None, *, num_classes: int, **keywords: Any
     ) -> None:
         super().__init__(axes, layer_scale, **keywords)
-        dim = self.cls_upsample.out_features
+        dim, self.num_classes = self.num_features, num_classes
         self.norm = BATCH_NORM[len(axes)](dim)
         self.norm_cls = nn.LayerNorm(dim)
-        self.head = linear(dim, num_classes) if num_classes else nn.Identity()
-        self.head_cls = linear(dim, num_classes) if num_classes else nn.Identity()
+        self.head = classifier(dim, num_classes)
+        self.head_cls = classifier(dim, num_classes)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Classify.
@@ -162,23 +164,11 @@ class LightUniFormer(LightBackbone):
                 smallest size that works.
             TypeError: ``x`` is no floating-point tensor.
         """
-        maps, score_token = self._stages(x)
-        logits = self.forward_head(self._normalised(maps[-1]))
+        *_, (last, score_token) = self._stages(x)
+        logits = self.forward_head(self._normalised(last))
         if not self.training:
             return logits
         return logits, self.head_cls(layer_norm(score_token[:, 0], LayerNorm.of(self.norm_cls)))
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """The normalised map behind the last block, channels-last, ``[B, T', H', W', C]``."""
-        maps, _ = self._stages(x)
-        return self._normalised(maps[-1])
-
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Logits ``[B, num_classes]`` of what ``forward_features`` returns."""
-        return self.head(features.mean((1, 2, 3)))
-
-    def _normalised(self, x: Tensor) -> Tensor:
-        return batch_norm(x, BatchNorm.of(self.norm))
 
 
 @register(uniformer_xxs=_XXS, uniformer_xs=_XS)
@@ -199,6 +189,8 @@ class VideoLightUniFormer(LightUniFormer):
         **keywords: of the backbone.
     """
 
+    input_cfg = VIDEO_INPUT
+
     def __init__(
         self, *, layer_scale_init: float | None = None, num_classes: int = 400, **keywords: Any
     ) -> None:
@@ -209,57 +201,15 @@ class VideoLightUniFormer(LightUniFormer):
 
 
 @register(uniformer_dense_xxs=_XXS, uniformer_dense_xs=_XS)
-class DenseLightUniFormer(LightBackbone):
+class DenseLightUniFormer(DenseBackbone, LightBackbone):
     """The lightweight UniFormer as a backbone for images ``[B, in_chans, H, W]`` of any size.
 
     Args:
-        out_indices: the stages, from 0 to 3, whose maps are returned, in this order.
-        norm_eval: whether BatchNorm goes by its running statistics, and leaves them, in training.
-        **keywords: of the backbone.
+        **keywords: ``out_indices`` and ``norm_eval``, and those of the light backbone.
 
     Raises:
         ValueError: a keyword's value is none of those there are.
     """
 
-    def __init__(
-        self,
-        *,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
-        norm_eval: bool = False,
-        **keywords: Any,
-    ) -> None:
-        if not out_indices or not set(out_indices) <= {0, 1, 2, 3}:
-            raise ValueError(f"out_indices: expected some of 0, 1, 2, 3, got {list(out_indices)}")
+    def __init__(self, **keywords: Any) -> None:
         super().__init__("HW", None, partial(nn.LayerNorm, eps=BLOCK_EPS), **keywords)
-        self.out_indices, self.norm_eval = tuple(out_indices), norm_eval
-        self.train()
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The maps of the stages ``out_indices``, a tuple whatever their number.
-
-        Args:
-            x: images ``[B, in_chans, H, W]`` of the parameters' dtype.
-
-        Returns:
-            For stage ``i``, ``[B, dims[i], H', W']`` behind a LayerNorm, contiguous.
-
-        Raises:
-            ValueError: rank or channels do not fit, or a stage's grid would be empty; names the
-                smallest size that works.
-            TypeError: ``x`` is no floating-point tensor.
-        """
-        maps, _ = self._stages(x)
-        norms = [self.norm1, self.norm2, self.norm3, self.norm4]
-        return tuple(
-            layer_norm(maps[i], LayerNorm.of(norms[i])).squeeze(1).movedim(-1, 1).contiguous()
-            for i in self.out_indices
-        )
-
-    def train(self, mode: bool = True) -> DenseLightUniFormer:
-        """As for every module; ``norm_eval`` keeps BatchNorm in evaluation."""
-        super().train(mode)
-        if self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
-        return self

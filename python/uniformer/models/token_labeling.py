@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..layers.basic import linear
+from ..layers.basic import classifier
 from ..registry import register
+from .base import IMAGE_INPUT
 from .image import ImageUniFormer
 
 Box = tuple[int, int, int, int]
@@ -50,13 +51,17 @@ class TokenLabelingUniFormer(ImageUniFormer):
         **keywords: as ``ImageUniFormer`` takes them.
     """
 
+    classifiers = ("head", "aux_head")
+    # The official crop. Which normalisation came with it depends on the version of timm; the
+    # older one's is ImageNet's.
+    input_cfg: ClassVar = {**IMAGE_INPUT, "crop_pct": 0.9}
+
     def __init__(
         self, *, num_classes: int = 1000, mix_token: bool = False, **keywords: Any
     ) -> None:
         super().__init__(num_classes=num_classes, **keywords)
         self.mix_token = mix_token
-        dim = self.norm.num_features
-        self.aux_head = linear(dim, num_classes) if num_classes else nn.Identity()
+        self.aux_head = classifier(self.num_features, num_classes)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor, Box]:
         """Classify images ``[B, in_chans, H, W]``.
@@ -74,17 +79,17 @@ class TokenLabelingUniFormer(ImageUniFormer):
             return super().forward(x)
         x = self.patch_embed1(self._channels_last(x))
         box = random_box(*x.shape[2:4]) if self.mix_token else (0, 0, 0, 0)
-        features = self._behind_stem(swap(x, box))
+        features = self._normalised(self._pick(self._behind_stem(swap(x, box)))[0])
         # From stride 4 to 32: the official rounding, which labels some border tokens wrongly.
         top, left, bottom, right = (corner // 8 for corner in box)
         box = (top, left, bottom, right)
         tokens = swap(self.aux_head(features), box).flatten(1, 3)
         return super().forward_head(features), tokens, box
 
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Logits ``[B, num_classes]`` of what ``forward_features`` returns, by both heads."""
-        logits = super().forward_head(features)
-        if isinstance(self.aux_head, nn.Identity):
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """As for every model; the logits are those of both heads."""
+        logits = super().forward_head(features, pre_logits)
+        if pre_logits or not self.num_classes:
             return logits
         return logits + _AUXILIARY_WEIGHT * self.aux_head(features).amax((1, 2, 3))
 

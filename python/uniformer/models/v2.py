@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from uniformer_kernels.blocks import Affine, LayerNorm, frame_tokens
 
+from ..features import FeatureInfo
 from ..layers import VideoTransformer
 from ..layers.v2 import FUSIONS, LOCAL_MHRA
 from ..registry import register
+from .base import VIDEO_INPUT, Classifier
+from .video import single_pathway
 
 _LARGE = {"dim": 1024, "depth": 24, "num_heads": 16, "patch_size": 14}
 
@@ -21,7 +25,7 @@ _LARGE = {"dim": 1024, "depth": 24, "num_heads": 16, "patch_size": 14}
     uniformerv2_l14=_LARGE,
     uniformerv2_l14_336={**_LARGE, "resolution": 336},
 )
-class UniFormerV2(nn.Module):
+class UniFormerV2(Classifier):
     """UniFormerV2 on clips ``[B, in_chans, T, H, W]`` (arXiv 2211.09552, section 3).
 
     An image transformer runs over every frame, temporal aggregators between its layers; a token of
@@ -59,6 +63,9 @@ class UniFormerV2(nn.Module):
     Raises:
         ValueError: a keyword's value is none of those there are.
     """
+
+    classifiers = ("transformer.proj.2",)
+    input_cfg = VIDEO_INPUT
 
     def __init__(
         self,
@@ -120,6 +127,16 @@ class UniFormerV2(nn.Module):
                 raise ValueError(f"{name}: expected {wanted}, got {value!r}")
 
         self.clip_shape = (in_chans, num_frames, resolution, resolution)
+        self.num_features, self.num_classes, self.out_indices = (
+            dim,
+            num_classes,
+            tuple(return_layers),
+        )
+        self.in_chans = in_chans
+        self.feature_info = FeatureInfo(
+            {"num_chs": dim, "reduction": patch_size, "module": f"transformer.resblocks.{index}"}
+            for index in range(depth)
+        )
         side = resolution // patch_size
         reach, step = (3, 2) if temporal_downsample else (1, 1)
         self.class_embedding = nn.Parameter(dim**-0.5 * torch.randn(dim))
@@ -154,6 +171,10 @@ class UniFormerV2(nn.Module):
             self.class_embedding.requires_grad_(False)
             self.positional_embedding.requires_grad_(False)
 
+    def data_cfg(self, size: tuple[int, ...]) -> dict[str, Any]:
+        """As of every model; the size is the only one that fits."""
+        return super().data_cfg(self.clip_shape[1:])
+
     def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor:
         """Classify.
 
@@ -172,7 +193,42 @@ class UniFormerV2(nn.Module):
 
     def forward_features(self, x: Tensor | Sequence[Tensor]) -> Tensor:
         """The video's token, mixed with the mean class token, ``[B, dim]``."""
-        tokens = frame_tokens(
+        return self.transformer(self._tokens(x))[0]
+
+    def forward_intermediates(
+        self, x: Tensor | Sequence[Tensor], indices: Sequence[int] | int | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The features and maps on the way there.
+
+        Args:
+            x: as the model takes it.
+            indices: the layers of the image transformer whose maps are returned, in this order; a
+                number for the last ones; ``None`` for ``return_layers``.
+
+        Returns:
+            What ``forward_features`` returns, and the layers' patch tokens as contiguous maps
+            ``[B, dim, T, H, W]``.
+
+        Raises:
+            ValueError, TypeError: there are no such layers, or ``x`` does not fit.
+        """
+        indices = self.feature_indices(indices)
+        features, outputs = self.transformer(self._tokens(x), indices)
+        grid = self.transformer.grid
+        maps = [outputs[index][:, :, 1:].unflatten(2, grid).movedim(-1, 1) for index in indices]
+        return features, [y.contiguous() for y in maps]
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits ``[B, num_classes]`` of what ``forward_features`` returns.
+
+        ``pre_logits`` stops in front of the classifier, at ``[B, dim]``.
+        """
+        proj = self.transformer.proj
+        return proj[:2](features) if pre_logits else proj(features)
+
+    def _tokens(self, x: Tensor | Sequence[Tensor]) -> Tensor:
+        """The tokens of the frames, ``[B, T, 1 + HW, dim]``."""
+        return frame_tokens(
             self._channels_last(x),
             proj=Affine.of(self.conv1),
             stride=self.conv1.stride,
@@ -181,18 +237,10 @@ class UniFormerV2(nn.Module):
             positional_embedding=self.positional_embedding,
             norm=LayerNorm.of(self.ln_pre),
         )
-        return self.transformer(tokens)
-
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Logits ``[B, num_classes]`` of what ``forward_features`` returns."""
-        return self.transformer.proj(features)
 
     def _channels_last(self, x: Tensor | Sequence[Tensor]) -> Tensor:
         """The checked input as a view ``[B, T, H, W, C]``."""
-        if isinstance(x, (list, tuple)):
-            if len(x) != 1:
-                raise ValueError(f"UniFormerV2: x: expected one pathway, got {len(x)}")
-            (x,) = x
+        x = single_pathway(x, "UniFormerV2")
         if not isinstance(x, Tensor) or not x.is_floating_point():
             came = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"UniFormerV2: x: expected a floating-point tensor, got {came}")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..layers import DividedBlock, GlobalBlock, LocalBlock, PatchStem
 from ..registry import register
-from .base import DIMS, UniFormer
+from .base import DIMS, VIDEO_INPUT, UniFormer
 
 
 @register(
@@ -35,6 +35,8 @@ class VideoUniFormer(UniFormer):
     Raises:
         ValueError: ``attention`` or ``drop_path_rate`` is none of the values there are.
     """
+
+    input_cfg = VIDEO_INPUT
 
     def __init__(
         self,
@@ -68,9 +70,8 @@ class VideoUniFormer(UniFormer):
             drop_path_rate=drop_path_rate,
         )
 
-    def forward_features(self, x: Tensor | Sequence[Tensor]) -> Tensor:
-        """As for every model; also takes the one-element list of pathways PySlowFast passes."""
-        return super().forward_features(single_pathway(x, "VideoUniFormer"))
+    def _channels_last(self, x: Tensor | Sequence[Tensor]) -> Tensor:
+        return super()._channels_last(single_pathway(x, "VideoUniFormer"))
 
 
 def single_pathway(x: Tensor | Sequence[Tensor], model: str) -> Tensor:
