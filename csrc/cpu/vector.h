@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <new>
 
 #include "storage.h"
 
@@ -188,7 +189,7 @@ static A* scratch(int64_t count) {
     __builtin_free(buffer.data);
     buffer.data = __builtin_malloc(bytes);
     buffer.bytes = buffer.data ? bytes : 0;
-    if (!buffer.data) __builtin_trap();
+    if (!buffer.data) throw std::bad_alloc();
   }
   return (A*)(((uintptr_t)buffer.data + 63) & ~(uintptr_t)63);
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from functools import partial
 from itertools import product
 
@@ -363,3 +365,18 @@ def test_an_empty_axis_is_empty_or_an_error(axis, backend) -> None:
         return
     assert results["output"].shape == torch.Size(shape)
     assert not results["weight"].any()
+
+
+def test_too_little_memory_is_an_error() -> None:
+    """The rows packed for one channel are sixteen times the map here; the process lives on."""
+    code = """
+import resource, torch, uniformer_kernels as uk
+x = torch.zeros(1).expand(1, 1, 1, 2**26, 1)
+resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+try:
+    uk.depthwise_conv3d(x, torch.zeros(1, 1, 1, 7, 1))
+except RuntimeError:
+    print(uk.depthwise_conv3d(torch.ones(1, 1, 2, 2, 3), torch.ones(3, 1, 1, 3, 3)).sum().item())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "48.0\n", done.stderr
