@@ -79,6 +79,7 @@ class NinjaBuild(build_ext):
     def build_extensions(self) -> None:
         import torch
 
+        self.nvcc = find_nvcc()
         # Not setuptools' own folder, which is fresh for every editable install: ninja resumes here.
         temporary = ROOT / "build" / sysconfig.get_config_var("SOABI")
         temporary.mkdir(parents=True, exist_ok=True)
@@ -98,7 +99,7 @@ class NinjaBuild(build_ext):
             "torch": torch_version,
             "torch_target": ".".join(map(str, TORCH_TARGET)),
             "compiler": compiler.stdout.splitlines()[0],
-            "nvcc": find_nvcc() if self.cuda_sources() else None,
+            "nvcc": self.nvcc,
             "instruction_sets": list(INSTRUCTION_SETS),
             "platform": f"{platform.system()} {platform.machine()}",
         }
@@ -110,7 +111,22 @@ class NinjaBuild(build_ext):
         return shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
 
     def cuda_sources(self) -> list[Path]:
-        return sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+        return sorted((ROOT / "csrc" / "cuda").glob("*.cu")) if self.nvcc else []
+
+    def cuda_libraries(self) -> list[Path]:
+        """Where the CUDA runtime lies; nvcc may be a wrapper far from it, but names its home."""
+        dry = subprocess.run(
+            [self.nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True
+        )
+        home = next(line for line in dry.stderr.splitlines() if " TOP=" in line).split("TOP=")[1]
+        return sorted({p.parent for p in Path(home).resolve().glob("**/libcudart_static.a")})
+
+    def cuda_flags(self) -> list[str]:
+        """nvcc's, for every architecture asked for and PTX of the last one."""
+        archs = os.environ.get("UNIFORMER_KERNELS_CUDA_ARCHS", "80;90a;100").split(";")
+        flags = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-DUSE_CUDA", "-MD"]
+        flags += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+        return [*flags, f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
 
     def write_ninja(self, temporary: Path, torch_home: Path) -> None:
         from ninja.ninja_syntax import Writer
@@ -152,8 +168,24 @@ class NinjaBuild(build_ext):
                 for p in kernels
                 for isa, flags in INSTRUCTION_SETS.items()
             ]
+            cuda = self.cuda_sources()
+            if cuda:
+                n.rule(
+                    "cuda",
+                    f"{self.nvcc} $flags -MF $out.d -c $in -o $out",
+                    depfile="$out.d",
+                    deps="gcc",
+                    description="nvcc $out",
+                )
+            for source in cuda:
+                flags = [*self.cuda_flags(), *stable, *include]
+                objects.append(f"{source.stem}.cuda.o")
+                n.build(objects[-1], "cuda", str(source), variables={"flags": shlex.join(flags)})
             # libtorch itself, not its parts: with CUDA wheels it brings libtorch_cuda in as well.
             libtorch = [f"-L{torch_home / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"]
+            if cuda:
+                libtorch += [f"-L{folder}" for folder in self.cuda_libraries()]
+                libtorch += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
             n.build(
                 str(Path(self.get_ext_fullpath("uniformer_kernels._C")).resolve()),
                 "link",
