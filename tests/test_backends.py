@@ -125,11 +125,13 @@ def test_explain(toy) -> None:
     assert uk.explain("toy", vector).splitlines() == [
         "toy:",
         "  cpu        serves this call",
+        "  triton     declines: it does not implement toy",
         "  reference  could serve",
     ]
     assert uk.explain("toy", matrix).splitlines() == [
         "toy:",
         "  cpu        declines: x has 2 axes",
+        "  triton     declines: it does not implement toy",
         "  reference  serves this call",
     ]
     with uk.use_backend("reference"):
@@ -201,7 +203,7 @@ def test_use_backend_overrides_the_variable() -> None:
 def test_variable_must_be_a_backend() -> None:
     result = python(CONVOLVE, UNIFORMER_KERNELS_BACKEND="gpu")
     assert result.returncode != 0
-    assert "UNIFORMER_KERNELS_BACKEND: expected one of cpu, reference, got 'gpu'" in result.stderr
+    assert "UNIFORMER_KERNELS_BACKEND: expected one of cpu, triton, reference, got 'gpu'" in result.stderr
 
 
 def test_broken_extension_says_what_it_was_built_for(broken: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-BACKENDS = ("cpu", "reference")
+BACKENDS = ("cpu", "triton", "reference")
 """Every backend, in order of preference."""
 
 OPERATORS: dict[str, Operator] = {}
@@ -49,7 +49,7 @@ def use_backend(name: str) -> Iterator[None]:
     compiled again when it changes.
 
     Args:
-        name: ``"cpu"`` or ``"reference"``.
+        name: ``"cpu"``, ``"triton"`` or ``"reference"``.
 
     Raises:
         ValueError: ``name`` is no backend.

@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import _extension, checks, reference
+from .. import _extension, checks, reference, triton
 from ..backends import Implementation, Operator, always, needs_grad
+from ..kernels import kernels, register_fake
 
 _NAME = "depthwise_conv3d"
 _MAX_KERNEL = 7
 
 
 class _DepthwiseConv3d(torch.autograd.Function):
-    """The compiled kernels, differentiable once."""
+    """A backend's kernels, differentiable once."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> Tensor:
-        return torch.ops.uniformer_kernels.depthwise_conv3d(x, weight, bias, residual)
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool, backend: str
+    ) -> Tensor:
+        return kernels(backend).depthwise_conv3d(x, weight, bias, residual)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        x, weight, _, ctx.residual = inputs
+        x, weight, _, ctx.residual, ctx.backend = inputs
         ctx.save_for_backward(x, weight)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        want_input, want_weight, want_bias, _ = ctx.needs_input_grad
-        dx, dw, db = torch.ops.uniformer_kernels.depthwise_conv3d_backward(
+        want_input, want_weight, want_bias, *_ = ctx.needs_input_grad
+        dx, dw, db = kernels(ctx.backend).depthwise_conv3d_backward(
             dy, x, weight, ctx.residual, want_input, want_weight or want_bias
         )
         return (
@@ -39,47 +43,53 @@ class _DepthwiseConv3d(torch.autograd.Function):
             dw if want_weight else None,
             db if want_bias else None,
             None,
+            None,
         )
 
 
-def _compiled(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, residual: bool = False
+def _kernel(
+    backend: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    residual: bool = False,
 ) -> Tensor:
     if needs_grad(x, weight, bias):
-        return _DepthwiseConv3d.apply(x, weight, bias, residual)
-    return torch.ops.uniformer_kernels.depthwise_conv3d(x, weight, bias, residual)
+        return _DepthwiseConv3d.apply(x, weight, bias, residual, backend)
+    return kernels(backend).depthwise_conv3d(x, weight, bias, residual)
 
 
-def _compiled_declines(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, residual: bool = False
-) -> str | None:
+def _cpu_declines(x: Tensor, *_: Any, **__: Any) -> str | None:
     if _extension.missing is not None:
         return _extension.missing
-    if x.device.type != "cpu":
-        return f"x is on {x.device}"
-    return None
+    return None if x.device.type == "cpu" else f"x is on {x.device}"
 
 
-if _extension.missing is None:
+def _triton_declines(x: Tensor, *_: Any, **__: Any) -> str | None:
+    return triton.declines(x)
 
-    @torch.library.register_fake(f"uniformer_kernels::{_NAME}")
-    def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> Tensor:
-        return x.new_empty(x.shape)
 
-    @torch.library.register_fake(f"uniformer_kernels::{_NAME}_backward")
-    def _fake_backward(
-        dy: Tensor, x: Tensor, weight: Tensor, residual: bool, want_input: bool, want_weight: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return (
-            x.new_empty(x.shape if want_input else 0),
-            weight.new_empty(weight.shape if want_weight else 0),
-            weight.new_empty(weight.shape[0] if want_weight else 0),
-        )
+@register_fake(_NAME)
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@register_fake(f"{_NAME}_backward")
+def _fake_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, residual: bool, want_input: bool, want_weight: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        x.new_empty(x.shape if want_input else 0),
+        weight.new_empty(weight.shape if want_weight else 0),
+        weight.new_empty(weight.shape[0] if want_weight else 0),
+    )
 
 
 _depthwise_conv3d = Operator(
     _NAME,
-    cpu=Implementation(_compiled, _compiled_declines),
+    cpu=Implementation(partial(_kernel, "cpu"), _cpu_declines),
+    triton=Implementation(partial(_kernel, "triton"), _triton_declines),
     reference=Implementation(reference.depthwise_conv3d, always),
 )
 

@@ -1,0 +1,75 @@
+"""Start kernels, or write down what would be started."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One start of a kernel: its arguments in order, then constants and compiler options."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+_record: ContextVar[list[Launch] | None] = ContextVar("uniformer_kernels_launches", default=None)
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[Launch]]:
+    """Collect the launches of the ``with``; fake tensors are enough to see them."""
+    launches: list[Launch] = []
+    token = _record.set(launches)
+    try:
+        yield launches
+    finally:
+        _record.reset(token)
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """``kernel[grid](*args, **options)`` on the device of the first argument, a tensor.
+
+    An empty grid starts nothing; with fake tensors nothing runs.
+    """
+    if 0 in grid:
+        return
+    if (launches := _record.get()) is not None:
+        launches.append(Launch(kernel, grid, args, options))
+    first: Tensor = args[0]
+    if isinstance(first, FakeTensor):
+        return
+    if first.is_cuda and first.get_device() != torch.cuda.current_device():
+        with torch.cuda.device(first.device):
+            kernel[grid](*args, **options)
+    else:
+        kernel[grid](*args, **options)
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def power_of_2(n: int) -> int:
+    """The least one that is not below ``n``."""
+    return triton.next_power_of_2(n)
+
+
+def wide(*tensors: Tensor | None) -> bool:
+    """Whether some element of a tensor lies 2³¹ or more elements behind its first."""
+    return any(
+        sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True)) >= 2**31
+        for t in tensors
+        if t is not None and t.numel() > 0
+    )
