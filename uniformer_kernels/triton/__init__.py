@@ -1,8 +1,8 @@
 """Triton kernels: the operators on NVIDIA GPUs, and in Triton's interpreter without one.
 
-``library`` registers them, ``launch`` starts them, ``tuning`` says with which tile sizes; every
-other file holds the kernels of one operator. Nothing here is imported before a kernel runs, and
-nothing imports Triton before that.
+``library`` registers them, ``launch`` starts them, ``tuning`` says with which tile sizes; ``plan``
+what would be started; every other file holds the kernels of one operator, and is imported, with
+Triton, when one of them runs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import os
 
 import torch
 from torch import Tensor
+
+from . import tuning
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether kernels run in Triton's interpreter, on CPU tensors; Triton decides this once, too."""
@@ -27,6 +29,8 @@ def declines(tensor: Tensor, name: str = "x") -> str | None:
         return f"{name} is float64"
     if tensor.device.type == "cuda":
         return _too_old(tensor.device)
+    if tensor.is_meta and tuning.is_assumed():
+        return None
     if tensor.device.type != "cpu" or not INTERPRETED:
         hint = " (TRITON_INTERPRET=1 tries it without a GPU)" if tensor.is_cpu else ""
         return f"{name} is on {tensor.device}{hint}"

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ _record: ContextVar[list[Launch] | None] = ContextVar("uniformer_kernels_launche
 
 @contextlib.contextmanager
 def recording() -> Iterator[list[Launch]]:
-    """Collect the launches of the ``with``; fake tensors are enough to see them."""
+    """Collect the launches of the ``with``; meta tensors are enough to see them."""
     launches: list[Launch] = []
     token = _record.set(launches)
     try:
@@ -41,15 +40,16 @@ def recording() -> Iterator[list[Launch]]:
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
     """``kernel[grid](*args, **options)`` on the device of the first argument, a tensor.
 
-    An empty grid starts nothing; with fake tensors nothing runs.
+    An empty grid starts nothing; with meta tensors nothing runs.
     """
     if 0 in grid:
         return
     if (launches := _record.get()) is not None:
         launches.append(Launch(kernel, grid, args, options))
     first: Tensor = args[0]
-    if isinstance(first, FakeTensor):
+    if first.is_meta:
         return
+    options["enable_fp_fusion"] = True  # said here, as Triton's default changes with 3.10
     if first.is_cuda and first.get_device() != torch.cuda.current_device():
         with torch.cuda.device(first.device):
             kernel[grid](*args, **options)

@@ -60,12 +60,17 @@ class Tunable:
 
 @contextlib.contextmanager
 def assuming(name: str) -> Iterator[None]:
-    """Choose options as on another architecture, e.g. ``"sm_90"``, to compile for it."""
+    """Choose options as on another architecture, e.g. ``"sm_90"``, to plan for it."""
     token = _assumed.set(name)
     try:
         yield
     finally:
         _assumed.reset(token)
+
+
+def is_assumed() -> bool:
+    """Whether a plan is made, not a computation."""
+    return _assumed.get() is not None
 
 
 def architecture(device: torch.device) -> str:
