@@ -1,4 +1,4 @@
-"""The calls that are measured: operators and UniFormer-S, each with its rivals.
+"""The operators' calls that are measured, each with its rivals.
 
 Every builder checks that all rivals compute the same before it returns them.
 """
@@ -9,16 +9,16 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-import uniformer
-from torch import Tensor, nn
+from torch import Tensor
 
 import uniformer_kernels as uk
 
-from . import baselines
+from .baselines import operators as plain
 
 Rivals = dict[str, Callable[[], object]]
 
-OURS, CHANNELS_LAST, CHANNELS_FIRST = "ours", "channels-last", "channels-first"
+OURS, OFFICIAL = "ours", "official eager"
+CHANNELS_LAST, CHANNELS_FIRST = "channels-last", "channels-first"
 
 DEPTHWISE = {  # of UniFormer-S at 16 x 224: kernel, shape, dtype
     "k5 8×56×56×64": (5, (1, 8, 56, 56, 64), torch.float32),
@@ -58,8 +58,8 @@ def depthwise(case: str, *, backward: bool) -> Rivals:
 
     rivals = {
         OURS: call(uk.depthwise_conv3d, x, dy),
-        CHANNELS_LAST: call(baselines.depthwise_conv3d, *last),
-        CHANNELS_FIRST: call(baselines.depthwise_conv3d, *first),
+        CHANNELS_LAST: call(plain.depthwise_conv3d, *last),
+        CHANNELS_FIRST: call(plain.depthwise_conv3d, *first),
     }
     ours = [t.movedim(-1, 1) if t.shape == shape else t for t in rivals[OURS]()]
     for name in (CHANNELS_LAST, CHANNELS_FIRST):
@@ -81,11 +81,11 @@ def attention(case: str, *, backward: bool) -> Rivals:
 
         return run
 
-    plain = baselines.packed_attention
+    packed = plain.packed_attention
     rivals = {
         OURS: call(lambda qkv: uk.joint_attention(qkv, heads)),
-        "SDPA": call(lambda qkv: plain(qkv, heads, F.scaled_dot_product_attention)),
-        "materialised": call(lambda qkv: plain(qkv, heads, baselines.materialised_attention)),
+        "SDPA": call(lambda qkv: packed(qkv, heads, F.scaled_dot_product_attention)),
+        "materialised": call(lambda qkv: packed(qkv, heads, plain.materialised_attention)),
     }
     agree(rivals, 1e-4)
     return rivals
@@ -106,94 +106,37 @@ def linear(case: str, *, backward: bool) -> Rivals:
 
         return run
 
-    def plain(*tensors: Tensor) -> Tensor:
+    def unfused(*tensors: Tensor) -> Tensor:
         y = F.linear(*tensors)
         return F.gelu(y) if activation else y
 
     rivals = {
         OURS: call(lambda *tensors: uk.linear(*tensors, activation=activation)),
-        "PyTorch": call(plain),
+        "PyTorch": call(unfused),
     }
     agree(rivals, 1e-4)
     return rivals
 
 
-# UniFormer-S, 16 frames of 224 x 224
-
-
-def models(clips: int) -> tuple[dict[str, nn.Module], Tensor]:
-    """Ours and the eager rivals with the same weights, and clips."""
+def tokens() -> Rivals:
+    """Shrinking and recovering a sequence as UniFormer-XXS's third stage does at 16 x 160."""
     torch.manual_seed(0)
-    ours = uniformer.create_model("uniformer_video_small")
-    state = ours.state_dict()
-    rivals = {
-        OURS: ours,
-        "official eager": baselines.official(state),
-        "SDPA + channels-last": baselines.best(state),
-    }
-    return rivals, torch.randn(clips, 3, 16, 224, 224)
+    N, C, keep = 800, 224, 400
+    x, score_token, delta = (torch.randn(1, n, C) for n in (N, 1, 1))
+    importance = torch.rand(1, N)
 
+    def ours() -> tuple[Tensor, Tensor]:
+        z, index = uk.token_shrink(x, importance, keep, prefix=score_token)
+        return uk.token_recover(x, index, z[:, 1:-1], delta), z[:, -1]
 
-def layout(name: str, clip: Tensor) -> Tensor:
-    """The clip as the rival likes it best."""
-    return clip.to(memory_format=torch.channels_last_3d) if "channels-last" in name else clip
+    def official() -> tuple[Tensor, Tensor]:
+        z, others, *order = plain.token_shrink(x, importance, keep, score_token)
+        recovered, _ = plain.token_recover(z[:, 1:-1], others + delta, *order)
+        return recovered, z[:, -1]
 
-
-def forward() -> Rivals:
-    """Inference, also of the best rival compiled."""
-    modules, clip = models(1)
-    runs: dict[str, Callable[[Tensor], Tensor]] = {}
-    for name, module in modules.items():
-        runs[name] = torch.inference_mode()(module.eval())
-    best = modules["SDPA + channels-last"]
-    runs["compiled, channels-last"] = baselines.compiled(best)
-    runs["compiled max-autotune, channels-last"] = baselines.compiled(best, max_autotune=True)
-
-    def call(name: str) -> Callable[[], object]:
-        run, x = runs[name], layout(name, clip)
-        return lambda: (run(x),)
-
-    rivals = {name: call(name) for name in runs}
-    agree(rivals, 1e-3)
+    rivals = {OURS: torch.inference_mode()(ours), OFFICIAL: torch.inference_mode()(official)}
+    agree(rivals, 1e-4)
     return rivals
-
-
-def training_step() -> Rivals:
-    """Forward, cross entropy, backward, AdamW.
-
-    Of two clips: with one, the last BatchNorm and the mean over positions cancel, and every
-    gradient but the head's bias is rounding.
-    """
-    modules, clip = models(2)
-    del modules["official eager"]
-    label = torch.tensor([7, 42])
-    steps, losses, gradients = {}, {}, {}
-    for name, module in modules.items():
-        step = _step(module.train(), layout(name, clip), label)
-        losses[name] = step()
-        parameters = sorted(module.named_parameters())
-        gradients[name] = torch.cat([p.grad.flatten() for _, p in parameters])
-        steps[name] = step
-    want = gradients.pop(OURS)
-    for name, gradient in gradients.items():
-        equal(losses[name], losses[OURS], 1e-3)
-        error = ((gradient - want).norm() / want.norm()).item()
-        if error > 1e-2:
-            raise ValueError(f"gradients of {name} and ours differ by {error:.2g}")
-    return steps
-
-
-def _step(model: nn.Module, clip: Tensor, label: Tensor) -> Callable[[], Tensor]:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-
-    def step() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(clip), label)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    return step
 
 
 # Equality

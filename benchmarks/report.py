@@ -9,8 +9,6 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,78 +20,37 @@ from rich.table import Table
 
 import uniformer_kernels
 
-from . import cases
-from .timing import Timing, compare, ratio
+from .cases import OURS
+from .measurements import Measurement, measurements
+from .timing import Samples
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
-EAGER = "SDPA + channels-last"
-COMPILED = ("compiled, channels-last", "compiled max-autotune, channels-last")
 
 
-@dataclass(frozen=True)
-class Target:
-    """How many times faster than the best of `rivals` to be."""
-
-    against: str
-    rivals: tuple[str, ...]
-    reach: float
-    aim: float
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One race and what is to be reached in it."""
-
-    name: str
-    build: Callable[[], cases.Rivals]
-    targets: tuple[Target, ...]
-
-
-def measurements() -> Iterator[Measurement]:
-    """Every race, in the order of the table."""
-    goals = {"k5 8×56×56×64": (8, 15), "k3 8×56×56×64": (8, 18), "k5 8×56×56×64 bf16": (20, 35)}
-    last = "PyTorch channels-last", (cases.CHANNELS_LAST,)
-    for backward in (True, False):
-        for case in cases.DEPTHWISE:
-            yield Measurement(
-                f"depthwise {case}, {'forward + gradients' if backward else 'forward'}",
-                partial(cases.depthwise, case, backward=backward),
-                (Target(*last, *(goals.get(case, (6, 12)) if backward else (1.2, 2))),),
-            )
-    yield Measurement(
-        "UniFormer-S 16×224, forward",
-        cases.forward,
-        (
-            Target("official-style eager", ("official eager",), 3.5, 5),
-            Target("best of PyTorch", (EAGER, *COMPILED), 1.3, 1.8),
-        ),
-    )
-    yield Measurement(
-        "UniFormer-S 16×224, training step of two clips",
-        cases.training_step,
-        (Target("SDPA + channels-last eager", (EAGER,), 1.5, 2),),
-    )
-
-
-def rows(measurement: Measurement, timings: dict[str, Timing]) -> list[dict[str, Any]]:
-    """The table's rows from one race."""
-    ours = timings[cases.OURS]
+def rows(measurement: Measurement, samples: dict[str, Samples]) -> list[dict[str, Any]]:
+    """The table's rows from one measurement."""
+    medians = {name: s.median * measurement.scale for name, s in samples.items()}
+    ours = medians[OURS]
     found = []
     for target in measurement.targets:
-        fastest = min(target.rivals, key=lambda name: timings[name].median)
+        best = min(target.rivals, key=medians.get)
+        ratio = measurement.ratio(ours, medians[best])
         found.append(
             {
                 "what": measurement.name,
                 "against": target.against,
-                "fastest": fastest,
-                "ours_ms": ours.median * 1e3,
-                "theirs_ms": timings[fastest].median * 1e3,
-                "spread": max(ours.spread, timings[fastest].spread),
-                "ratio": ratio(timings, cases.OURS, *target.rivals),
+                "best": best,
+                "unit": measurement.unit,
+                "ours": ours,
+                "theirs": medians[best],
+                "spread": max(samples[OURS].spread, samples[best].spread),
+                "ratio": ratio,
+                "bound": measurement.bound,
                 "reach": target.reach,
                 "aim": target.aim,
-                "median_ms": {name: t.median * 1e3 for name, t in timings.items()},
+                "reached": measurement.reached(ratio, target.reach),
+                "medians": medians,
             }
         )
     return found
@@ -132,29 +89,27 @@ def _cpu() -> str:
     return f"{name}, {widest}" if widest else name
 
 
-COLUMNS = ("", "against", "theirs, ms", "ours, ms", "ratio", "reach", "aim")
+COLUMNS = ("", "against", "theirs", "ours", "ratio", "reach", "aim")
 
 
 def cells(row: dict[str, Any]) -> list[str]:
     against = row["against"]
     if against == "best of PyTorch":
-        against += f" ({row['fastest']})"
+        against += f" ({row['best']})"
     return [
         row["what"],
         against,
-        f"{row['theirs_ms']:.2f}",
-        f"{row['ours_ms']:.2f}",
+        f"{row['theirs']:.2f} {row['unit']}",
+        f"{row['ours']:.2f} {row['unit']}",
         f"{row['ratio']:.2f}×",
-        f"{row['reach']:g}×",
-        f"{row['aim']:g}×",
+        *(f"{row['bound']}{goal:g}×" if goal else "" for goal in (row["reach"], row["aim"])),
     ]
 
 
 def show(console: Console, found: list[dict[str, Any]]) -> None:
     table = Table(*COLUMNS)
     for row in found:
-        reached = row["ratio"] >= row["reach"]
-        table.add_row(*cells(row), style="green" if reached else "red")
+        table.add_row(*cells(row), style="green" if row["reached"] else "red")
     console.print(table)
 
 
@@ -184,8 +139,8 @@ def write_document(text: str, path: Path = DOCUMENT) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
-    parser.add_argument("--only", default="", metavar="TEXT", help="races whose name has this")
-    parser.add_argument("--rounds", type=int, default=15, help="timings of each rival")
+    parser.add_argument("--only", default="", metavar="TEXT", help="what has this in its name")
+    parser.add_argument("--rounds", type=int, default=15, help="samples of each rival")
     parser.add_argument("--sample", type=float, default=0.05, help="seconds of a timing at least")
     parser.add_argument("--threads", type=int, help="PyTorch's threads")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write every median here")
@@ -200,10 +155,10 @@ def main() -> None:
         if options.only not in measurement.name:
             continue
         with console.status(measurement.name):
-            timings = compare(measurement.build(), rounds=options.rounds, sample=options.sample)
-        found += rows(measurement, timings)
+            samples = measurement.take(options.rounds, options.sample)
+        found += rows(measurement, samples)
     if not found:
-        parser.error(f"--only: no race has {options.only!r} in its name")
+        parser.error(f"--only: nothing has {options.only!r} in its name")
 
     show(Console(), found)
     where = machine()

@@ -5,33 +5,33 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Seconds a call, one entry a round."""
+class Samples:
+    """What was measured, one entry a round."""
 
-    samples: list[float]
+    values: Sequence[float]
 
     @property
     def median(self) -> float:
-        return statistics.median(self.samples)
+        return statistics.median(self.values)
 
     @property
     def spread(self) -> float:
         """Distance of the quartiles, relative to the median."""
-        if len(self.samples) < 2:
+        if len(self.values) < 2:
             return 0.0
-        low, _, high = statistics.quantiles(self.samples, n=4)
+        low, _, high = statistics.quantiles(self.values, n=4)
         return (high - low) / self.median
 
 
 def compare(
     rivals: Mapping[str, Callable[[], Any]], *, rounds: int = 15, sample: float = 0.05
-) -> dict[str, Timing]:
+) -> dict[str, Samples]:
     """Time every rival once a round, the rounds beginning with another rival each.
 
     Args:
@@ -40,7 +40,7 @@ def compare(
         sample: seconds a timing should last at least; short calls are repeated to fill it.
 
     Returns:
-        The timings by name.
+        Seconds a call, by name.
     """
     repeats = {name: _repeats(call, sample) for name, call in rivals.items()}
     samples: dict[str, list[float]] = {name: [] for name in rivals}
@@ -56,12 +56,7 @@ def compare(
     finally:
         if collecting:
             gc.enable()
-    return {name: Timing(s) for name, s in samples.items()}
-
-
-def ratio(timings: Mapping[str, Timing], ours: str, *theirs: str) -> float:
-    """How many times faster ``ours`` is than the fastest of ``theirs``, by medians."""
-    return min(timings[name].median for name in theirs) / timings[ours].median
+    return {name: Samples(s) for name, s in samples.items()}
 
 
 def _repeats(call: Callable[[], Any], sample: float) -> int:

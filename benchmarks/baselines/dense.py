@@ -1,16 +1,11 @@
-"""The detection backbone, small and hybrid, against the official way with fused attention."""
+"""The detection backbone, small, with fused attention."""
 
 from __future__ import annotations
 
-import pytest
-import torch
 import torch.nn.functional as F
-import uniformer
 from torch import Tensor, nn
 
-from . import baselines, cases
-
-SIZE = (800, 1280)
+from .video import Attention, Mlp
 
 
 class Stem(nn.Module):
@@ -48,8 +43,8 @@ class Global(nn.Module):
         self.window = window
         self.pos_embed = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
         self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
-        self.attn = baselines.Attention(dim, dim // 64, F.scaled_dot_product_attention)
-        self.mlp = baselines.Mlp(dim, 4 * dim)
+        self.attn = Attention(dim, dim // 64, F.scaled_dot_product_attention)
+        self.mlp = Mlp(dim, 4 * dim)
 
     def forward(self, x: Tensor) -> Tensor:
         x = (x + self.pos_embed(x)).permute(0, 2, 3, 1)
@@ -67,7 +62,7 @@ class Global(nn.Module):
         return (x + self.mlp(self.norm2(x))).permute(0, 3, 1, 2).contiguous()
 
 
-class Official(nn.Module):
+class DenseUniFormer(nn.Module):
     """`uniformer_dense_small` with hybrid attention, windows of 14."""
 
     def __init__(self, dims: tuple[int, ...] = (64, 128, 320, 512)):
@@ -95,23 +90,8 @@ class Official(nn.Module):
         return tuple(maps)
 
 
-def rivals() -> cases.Rivals:
-    """Forwards with the same weights, which agree."""
-    torch.manual_seed(0)
-    ours = uniformer.create_model("uniformer_dense_small", attention="hybrid").eval()
-    official = Official().eval()
-    official.load_state_dict(ours.state_dict())
-    x = torch.randn(1, 3, *SIZE)
-    runs = {
-        name: torch.inference_mode()(model)
-        for name, model in {cases.OURS: ours, "official + SDPA": official}.items()
-    }
-    calls = {name: lambda run=run: run(x) for name, run in runs.items()}
-    cases.agree(calls, 1e-3)
-    return calls
-
-
-@pytest.mark.parametrize("rival", [cases.OURS, "official + SDPA"])
-def test_dense(benchmark, rival: str) -> None:
-    benchmark.group = f"dense small hybrid-14 {SIZE[0]}x{SIZE[1]}"
-    benchmark(rivals()[rival])
+def official(state: dict[str, Tensor]) -> nn.Module:
+    """The authors' way but for fused attention, with the weights of `state`."""
+    model = DenseUniFormer()
+    model.load_state_dict(state)
+    return model

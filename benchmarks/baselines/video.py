@@ -1,7 +1,7 @@
-"""The strongest plain PyTorch for what this library does: the rivals of every benchmark.
+"""UniFormer for video.
 
-`official` is UniFormer-S for video as its authors' code runs it: maps `[B, C, T, H, W]`, softmax
-written out. `best` is the same with the two improvements PyTorch offers for nothing:
+`official` is UniFormer-S as its authors' code runs it: maps `[B, C, T, H, W]`, softmax written out.
+`best` is the same with the two improvements PyTorch offers for nothing:
 `scaled_dot_product_attention` and channels-last maps, where tokens are a view; `compiled` gives
 that to Inductor, for inference with frozen weights.
 """
@@ -17,31 +17,7 @@ import torch._inductor.config as inductor
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-# Operators
-
-
-def depthwise_conv3d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """On `[B, C, T, H, W]`; whether that is channels-last is in `x`'s strides."""
-    padding = tuple(k // 2 for k in weight.shape[2:])
-    return F.conv3d(x, weight, bias, padding=padding, groups=x.shape[1])
-
-
-def materialised_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """With all scores in memory."""
-    return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1) @ v
-
-
-def packed_attention(qkv: Tensor, num_heads: int, attend: Attend) -> Tensor:
-    """`[B, N, 3C]` to `[B, N, C]`."""
-    B, N, packed = qkv.shape
-    q, k, v = qkv.reshape(B, N, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
-    return attend(q, k, v).transpose(1, 2).reshape(B, N, packed // 3)
-
-
-# UniFormer for video, in modules with the official names
+from .operators import Attend, materialised_attention, packed_attention
 
 
 class PatchEmbed(nn.Module):
@@ -67,13 +43,13 @@ class ConvMlp(nn.Module):
 
 
 class LocalBlock(nn.Module):
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, mlp_ratio: int = 4):
         super().__init__()
         self.pos_embed = nn.Conv3d(dim, dim, 3, padding=1, groups=dim)
         self.norm1, self.norm2 = nn.BatchNorm3d(dim), nn.BatchNorm3d(dim)
         self.conv1, self.conv2 = nn.Conv3d(dim, dim, 1), nn.Conv3d(dim, dim, 1)
         self.attn = nn.Conv3d(dim, dim, 5, padding=2, groups=dim)
-        self.mlp = ConvMlp(dim, 4 * dim)
+        self.mlp = ConvMlp(dim, mlp_ratio * dim)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.pos_embed(x)
