@@ -66,8 +66,13 @@ def conv_stem(
     strides = iter(temporal_strides)
     for depth, (conv, norm) in enumerate(layers):
         stride = (2, 2) if conv.weight.dim() == 4 else (next(strides), 2, 2)
-        x = _conv_norm(F.gelu(x) if depth else x, conv, norm, stride)
+        x = _conv_norm(_gelu(x) if depth else x, conv, norm, stride)
     return x
+
+
+def _gelu(x: Tensor) -> Tensor:
+    """Without gradients in place: the largest map of the model need not be there twice."""
+    return F.gelu(x) if x.requires_grad else torch.ops.aten.gelu_(x)
 
 
 def _conv_norm(x: Tensor, conv: Affine, norm: BatchNorm, stride: Sequence[int]) -> Tensor:
@@ -78,5 +83,12 @@ def _conv_norm(x: Tensor, conv: Affine, norm: BatchNorm, stride: Sequence[int]) 
         x = F.conv2d(x, *conv, stride=stride, padding=1).movedim(1, -1).unsqueeze(1)
     else:
         x = x.movedim(-1, 1).contiguous(memory_format=torch.channels_last_3d)
-        x = F.conv3d(x, *conv, stride=stride, padding=1).movedim(1, -1)
+        x = _conv3d(x, conv, stride).movedim(1, -1)
     return batch_norm(x, norm) if norm.training else x
+
+
+def _conv3d(x: Tensor, conv: Affine, stride: Sequence[int]) -> Tensor:
+    if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        # Of a single clip PyTorch takes any map for too small, and is four times slower without.
+        return torch.mkldnn_convolution(x, *conv, (1, 1, 1), stride, (1, 1, 1), 1)
+    return F.conv3d(x, *conv, stride=stride, padding=1)
