@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(shell find csrc -type f) setup.py
 
-.PHONY: setup build demo test lint bench report clean
+.PHONY: setup build demo test lint bench gpu report clean
 
 setup: .venv/installed
 build: .venv/built
@@ -35,6 +35,10 @@ lint: setup
 # Microbenchmarks of every operator against its rivals.
 bench: build
 	$(BIN)/python -m pytest benchmarks --benchmark-only --override-ini testpaths=benchmarks
+
+# Everything on a GPU, with the Python that has PyTorch for it: make gpu PYTHON=python3 OUT=results
+gpu:
+	$(PYTHON) -m benchmarks.gpu $(STAGES) $(if $(OUT),--out "$(OUT)")
 
 # The table of docs/performance.md.
 report: build

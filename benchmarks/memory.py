@@ -1,4 +1,4 @@
-"""Measure how much memory a call needs, each rival alone in a process (Linux only)."""
+"""Measure memory: what a call needs at its peak (Linux only), and what it keeps for backward."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Build = Callable[[str], tuple[Callable[[Tensor], Any], Tensor]]
 
 
 def compare(build: Build, rivals: Iterable[str], *, rounds: int) -> dict[str, Samples]:
-    """The peak of a call's resident memory over that of the model at rest.
+    """The peak of a call's resident memory over that of the model at rest, in fresh processes.
 
     Args:
         build: makes a rival and its input from its name; is importable.
@@ -52,3 +52,19 @@ def _status(key: str) -> int:
     """A size of this process in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+def saved_bytes(call: Callable[[], Any], parameters: Iterable[Tensor] = ()) -> int:
+    """What autograd keeps between a call and its backward, every storage once, less parameters."""
+    own = {p.untyped_storage().data_ptr() for p in parameters}
+    sizes: dict[int, int] = {}
+
+    def keep(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        result = call()  # alive until counted, so that no address is used twice
+    del result
+    return sum(size for pointer, size in sizes.items() if pointer not in own)

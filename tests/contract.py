@@ -46,7 +46,7 @@ def evaluate(
     results = {"output": output.detach()}
     if wanted:
         dy = draw(*output.shape) if upstream is None else upstream(output.detach())
-        gradients = torch.autograd.grad(output, list(wanted.values()), dy.to(output.dtype))
+        gradients = torch.autograd.grad(output, list(wanted.values()), dy.to(output))
         results |= dict(zip(wanted, gradients, strict=True))
     return results
 
@@ -72,7 +72,7 @@ def check(
     """
     before = {name: t.clone() for name, t in inputs.items() if t is not None}
     output = kernel(**inputs)
-    dy = draw(*output.shape, dtype=output.dtype) if upstream is None else upstream(output)
+    dy = draw(*output.shape).to(output) if upstream is None else upstream(output)
     exact_inputs = {name: None if t is None else t.double() for name, t in inputs.items()}
 
     got = evaluate(kernel, inputs, upstream=lambda _: dy, needs=needs)

@@ -1,0 +1,127 @@
+"""Build, check and measure on a GPU in one command: `python -m benchmarks.gpu`.
+
+Every stage is a process of its own with a limit on its time; one that fails or takes too long does
+not lose what the others found, as the result file is written anew after each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ..report import machine
+from . import document
+
+ROOT = Path(__file__).parents[2]
+_PYTHON = sys.executable
+_SMALL = "test_values_and_gradients"  # tests whose kernels the sanitizer watches
+
+_TESTS = [_PYTHON, "-m", "pytest", "-m", "gpu", "tests/gpu"]
+
+COMMANDS: dict[str, list[str]] = {
+    "build": [_PYTHON, "setup.py", "--quiet", "build_ext", "--inplace"],
+    "check": _TESTS,
+    "sanitize": ["compute-sanitizer", "--error-exitcode", "1", *_TESTS, "-x", "-k", _SMALL],
+}
+LIMITS = {  # seconds; 9 minutes together
+    "build": 90,
+    "check": 110,
+    "ceilings": 20,
+    "operators": 110,
+    "launches": 25,
+    "models": 125,
+    "sanitize": 60,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("stages", nargs="*", metavar="stage", help=f"of {', '.join(LIMITS)}; all")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)  # of a stage, from its parent
+    options = parser.parse_args()
+    if unknown := set(options.stages) - LIMITS.keys():
+        parser.error(f"stage: expected some of {', '.join(LIMITS)}, got {', '.join(unknown)}")
+    if options.rows:
+        (stage,) = options.stages
+        rows = import_module(f".{stage}", __package__).run()
+        options.rows.write_text(json.dumps(rows))
+    else:
+        sys.exit(run([s for s in LIMITS if s in options.stages or not options.stages], options.out))
+
+
+def run(stages: Sequence[str], out: Path) -> int:
+    """Run stages in their order; 1 if one of them failed."""
+    gpu = _gpu()
+    where = machine() | gpu
+    commit = where["commit"].replace("+", "-")
+    folder = out / gpu["gpu"].lower().replace(" ", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    result = folder / f"{datetime.date.today().isoformat()}-{commit}.json"
+    found: dict[str, Any] = {"machine": where, "stages": {}}
+    for stage in stages:
+        found["stages"][stage] = _stage(stage, folder)
+        result.write_text(json.dumps(found, indent=1) + "\n")
+    document.refresh(found)
+    document.show(found)
+    print(f"written to {result}")
+    return int(any(not stage["ok"] for stage in found["stages"].values()))
+
+
+def _gpu() -> dict[str, str]:
+    """Name, memory and driver; an error where there is no GPU."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        line = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise SystemExit(f"expected an NVIDIA GPU, found none ({error})") from error
+    name, memory, driver = line.splitlines()[0].split(", ")
+    return {"gpu": name, "gpu_memory": memory, "driver": driver}
+
+
+def _stage(stage: str, folder: Path) -> dict[str, Any]:
+    """What a stage printed last, how long it took, and its rows."""
+    rows = folder / f"{stage}.rows"
+    command = COMMANDS.get(stage, [_PYTHON, "-m", __package__, stage, "--rows", str(rows)])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")])
+    start = time.perf_counter()
+    log = folder / f"{stage}.log"
+    with log.open("w") as output:
+        try:
+            code = subprocess.run(
+                command,
+                cwd=ROOT,
+                env=os.environ | {"PYTHONPATH": path},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                timeout=LIMITS[stage],
+                check=False,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = f"stopped after {LIMITS[stage]} s"
+        except OSError as error:
+            code = str(error)
+    seconds = time.perf_counter() - start
+    print(
+        f"{stage:<10} {'ok' if code == 0 else f'failed ({code})':<24} {seconds:6.1f} s", flush=True
+    )
+    found: dict[str, Any] = {"ok": code == 0, "exit": code, "seconds": round(seconds, 1)}
+    if rows.exists():
+        found["rows"] = json.loads(rows.read_text())
+        rows.unlink()
+    found["log"] = log.read_text(errors="replace").splitlines()[-30:]
+    log.unlink()
+    return found
+
+
+if __name__ == "__main__":
+    main()
