@@ -62,7 +62,9 @@ class Variant:
         types = [f"{name}: {kind[1:]}" for name, kind in self.types if kind[0] == "*"]
         constants = [f"{name}={value}" for name, value in self.constants + self.options]
         strided = [name for name, kind in self.types if kind[0] == "i" and name not in self.aligned]
-        return f"{self.kernel.fn.__name__}({', '.join(types + constants + strided)})"
+        file = self.kernel.fn.__module__.rpartition(".")[2]
+        name = f"{file}.{self.kernel.fn.__name__}"
+        return f"{name}({', '.join(types + constants + strided)})"
 
 
 def _type(value: Any) -> str:

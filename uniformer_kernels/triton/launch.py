@@ -45,7 +45,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     if 0 in grid:
         return
     if (launches := _record.get()) is not None:
-        launches.append(Launch(kernel, grid, args, options))
+        launches.append(Launch(kernel, grid, tuple(map(outline, args)), options))
     first: Tensor = args[0]
     if first.is_meta:
         return
@@ -55,6 +55,11 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
             kernel[grid](*args, **options)
     else:
         kernel[grid](*args, **options)
+
+
+def outline(value: Any) -> Any:
+    """A tensor apart from the one that is in use: autograd copies gradients somebody else holds."""
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 def cdiv(a: int, b: int) -> int:
@@ -73,3 +78,15 @@ def wide(*tensors: Tensor | None) -> bool:
         for t in tensors
         if t is not None and t.numel() > 0
     )
+
+
+def precision() -> str:
+    """How products of float32 are computed: as PyTorch is told for its own."""
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def rows(x: Tensor) -> Tensor:
+    """``[..., C]`` as ``[R, C]`` with channels next to each other, a view where there is one."""
+    x = x.reshape(-1, x.shape[-1])
+    # 32 bits suffice inside a tile if its rows are not too far apart.
+    return x if x.stride(1) == 1 and x.stride(0) < 2**22 else x.contiguous()

@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .launch import Launch, recording
+from .launch import Launch, outline, recording
 from .library import NAMESPACE, implementation
 from .tuning import assuming
 
 
 @dataclass
 class Plan:
-    """The launches of our kernels in order, and PyTorch's operators that compute something."""
+    """Our operators' calls, the kernels they launch, PyTorch's operators that compute something."""
 
+    calls: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
     launches: list[Launch] = field(default_factory=list)
     operators: Counter[str] = field(default_factory=Counter)
 
@@ -57,8 +58,9 @@ class _Planner(TorchDispatchMode):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         if function.namespace == NAMESPACE:
+            self.plan.calls.append((function._opname, tuple(map(outline, args))))
             with self:
-                return implementation(function._opname)(*args, **(kwargs or {}))
+                return implementation(function._opname)(*args)
         if _computes(function):
             self.plan.operators[function._opname] += 1
         return function(*args, **(kwargs or {}))
@@ -67,6 +69,7 @@ class _Planner(TorchDispatchMode):
 _FREE = {"detach", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"} | {
     "lift_fresh",
     "_unsafe_view",
+    "promote_types",
     "resolve_conj",
 }
 
