@@ -5,11 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.triton.models import WORKLOADS, Workload
-from uniformer_kernels.triton.plan import planning
 
 # Our kernels and PyTorch's operators; the official code's forward of UniFormer-S has 308 of them.
-COUNTS = {
-}
+COUNTS = {}
 
 
 @pytest.mark.parametrize("workload", WORKLOADS, ids=str)

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,12 +50,13 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     first: Tensor = args[0]
     if first.is_meta:
         return
-    options["enable_fp_fusion"] = True  # said here, as Triton's default changes with 3.10
+    # Fusion is asked for here, as Triton's default changes with 3.10.
+    start = partial(kernel[grid], *args, enable_fp_fusion=True, **options)
     if first.is_cuda and first.get_device() != torch.cuda.current_device():
         with torch.cuda.device(first.device):
-            kernel[grid](*args, **options)
+            start()
     else:
-        kernel[grid](*args, **options)
+        start()
 
 
 def outline(value: Any) -> Any:

@@ -27,6 +27,10 @@ KERNELS: dict[str, Tunable] = {}
 
 _assumed: ContextVar[str | None] = ContextVar("uniformer_kernels_architecture", default=None)
 
+_asked: ContextVar[set[tuple[str, str]] | None] = ContextVar(
+    "uniformer_kernels_asked", default=None
+)
+
 
 class Tunable:
     """The options of one kernel.
@@ -43,6 +47,8 @@ class Tunable:
 
     def options(self, device: torch.device, shape_class: str, **default: Any) -> dict[str, Any]:
         """The options for a call: the default, and over it the table's row if there is one."""
+        if (asked := _asked.get()) is not None:
+            asked.add((self.name, shape_class))
         tried = self._tried.get()
         if tried is None:
             tried = _table().get(architecture(device), {}).get(self.name, {}).get(shape_class, {})
@@ -56,6 +62,17 @@ class Tunable:
             yield
         finally:
             self._tried.reset(token)
+
+
+@contextlib.contextmanager
+def asking() -> Iterator[set[tuple[str, str]]]:
+    """Collect which kernels' options are asked for inside the ``with``, and for which classes."""
+    asked: set[tuple[str, str]] = set()
+    token = _asked.set(asked)
+    try:
+        yield asked
+    finally:
+        _asked.reset(token)
 
 
 @contextlib.contextmanager
@@ -86,3 +103,10 @@ def architecture(device: torch.device) -> str:
 @functools.cache
 def _table() -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
     return json.loads(TABLE.read_text())
+
+
+def rewrite(name: str, rows: Mapping[str, Mapping[str, Options]]) -> None:
+    """Put the rows of an architecture, by kernel and shape class, into the table."""
+    table = _table() | {name: {kernel: dict(found) for kernel, found in sorted(rows.items())}}
+    TABLE.write_text(json.dumps(table, indent=2, sort_keys=True) + "\n")
+    _table.cache_clear()

@@ -1,0 +1,79 @@
+"""Plans and the tuner against kernels that run, in Triton's interpreter."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from tests.contract import evaluate
+from tests.ops.calls import CALLS, Call
+from uniformer_kernels import ops
+from uniformer_kernels.triton import INTERPRETED, tuning
+
+pytestmark = pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.operator)
+def test_what_is_planned_is_what_runs(call: Call, backend: str) -> None:
+    """The same kernels in the same order with the same grids and constants."""
+    from uniformer_kernels.triton.launch import recording
+    from uniformer_kernels.triton.plan import planning
+
+    inputs = call.inputs()
+    with recording() as run:
+        evaluate(call.kernel, inputs)
+    with planning("interpreter") as plan:
+        evaluate(call.kernel, {name: t.to("meta") for name, t in inputs.items()})
+    assert run
+    assert [(x.kernel, x.grid, x.options) for x in plan.launches] == [
+        (x.kernel, x.grid, x.options) for x in run
+    ]
+
+
+def test_tuner_takes_what_is_faster_and_right(backend: str, monkeypatch) -> None:
+    from uniformer_kernels import tune
+
+    def run() -> None:
+        x = torch.empty(1, 2, 3, 4, 8, device="meta")
+        ops.depthwise_conv3d(x, torch.empty(8, 1, 1, 3, 3, device="meta"))
+
+    good, wrong, broken = {"BLOCK_C": 8}, {"BLOCK_C": 16}, {"BLOCK_C": 24}
+    calls = tune.calls_of(run)
+    assert [name for name, _ in calls] == ["depthwise_conv3d"]
+    tunable = tuning.KERNELS["depthwise_conv3d"]
+    monkeypatch.setattr(tunable, "space", [wrong, good, broken])
+    tried: list[object] = []
+
+    def time(call) -> float:
+        call()
+        tried.append(tunable._tried.get())
+        return 1.0 if tunable._tried.get() == {} else 0.5
+
+    monkeypatch.setattr(tune, "_agree", lambda got, want: tunable._tried.get() != wrong)
+    rows = tune.tune(calls, torch.device("cpu"), time)
+    (found,) = rows["depthwise_conv3d"].values()
+    assert found == good
+    assert wrong not in tried
+    assert broken not in tried
+
+
+def test_table_is_asked_and_rewritten(backend: str, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(tuning, "TABLE", tmp_path / "tuning.json")
+    tuning.TABLE.write_text('{"sm_80": {"other": {"all": {"N": 1}}}}')
+    tuning._table.cache_clear()
+    tunable = tuning.Tunable("toy", space=[])
+    ask = partial(tunable.options, torch.device("cpu"), "small", N=2, M=3)
+    try:
+        assert ask() == {"N": 2, "M": 3}
+        tuning.rewrite("interpreter", {"toy": {"small": {"N": 4}}})
+        assert ask() == {"N": 4, "M": 3}
+        with tunable.trying(N=5):
+            assert ask() == {"N": 5, "M": 3}
+        with tuning.assuming("sm_80"):
+            assert ask() == {"N": 2, "M": 3}
+        assert '"other"' in tuning.TABLE.read_text()
+    finally:
+        del tuning.KERNELS["toy"]
+        tuning._table.cache_clear()

@@ -1,0 +1,178 @@
+"""``python -m uniformer_kernels.tune``: measure tile sizes on this GPU and rewrite the table.
+
+The calls that are timed are those the models make: they are planned on meta tensors first. Every
+choice in a kernel's space is held against the default's result before it may win.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.errors import TritonError
+from triton.testing import do_bench
+
+from . import ops
+from .triton import tuning
+from .triton.library import NAMESPACE
+from .triton.plan import planning
+
+_GAIN = 0.97  # of the default's time: less of a gain is noise
+
+Timer = Callable[[Callable[[], object]], float]
+
+Call = tuple[str, tuple[Any, ...]]
+"""An operator of the Triton library by name, and its arguments with tensors on the meta device."""
+
+
+def calls_of(run: Callable[[], object]) -> list[Call]:
+    """Our operators' calls in ``run``, which works on meta tensors; each kind once."""
+    with planning() as plan:
+        run()
+    return list({_kind(call): call for call in plan.calls}.values())
+
+
+def _kind(call: Call) -> tuple[Any, ...]:
+    name, args = call
+    return name, *((a.dtype, a.shape, a.stride()) if isinstance(a, Tensor) else a for a in args)
+
+
+def _real(value: Any, device: torch.device) -> Any:
+    """A tensor with numbers for a meta tensor; indices are the first ones, in order."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.dtype == torch.int64:
+        return torch.arange(value.shape[-1], device=device).expand(value.shape).contiguous()
+    made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
+    return made.uniform_(0.1, 1.0)  # positive, as importances have to be
+
+
+def tune(
+    calls: Iterable[Call],
+    device: torch.device,
+    time: Timer,
+) -> dict[str, dict[str, tuning.Options]]:
+    """The options that beat the default, by kernel and shape class.
+
+    Args:
+        calls: what to measure.
+        device: where to measure.
+        time: measures a call.
+    """
+    rows: dict[str, dict[str, tuning.Options]] = {}
+    best: dict[tuple[str, str], float] = {}
+    for name, args in calls:
+        operator = getattr(getattr(torch.ops, NAMESPACE), name)
+        args = tuple(_real(a, device) for a in args)
+        with tuning.asking() as asked:
+            want = operator(*args)
+        for kernel, shape_class in sorted(asked):
+            tunable = tuning.KERNELS[kernel]
+            with tunable.trying():
+                default = time(lambda: operator(*args))  # noqa: B023 called at once
+            for options in tunable.space:
+                with tunable.trying(**options):
+                    share = _share(lambda: operator(*args), want, time, default)  # noqa: B023
+                if share < best.get((kernel, shape_class), _GAIN):
+                    best[kernel, shape_class] = share
+                    rows.setdefault(kernel, {})[shape_class] = options
+    return rows
+
+
+def _share(call: Callable[[], Any], want: Any, time: Timer, default: float) -> float:
+    """The time of a call relative to the default's; infinite if it fails or is wrong."""
+    try:
+        right = _agree(_tensors(call()), _tensors(want))
+    except (RuntimeError, TritonError):  # more shared memory than there is, say
+        return float("inf")
+    return time(call) / default if right else float("inf")
+
+
+def _agree(got: Iterable[Tensor], want: Iterable[Tensor]) -> bool:
+    return all(
+        torch.allclose(a, b, rtol=2e-2, atol=2e-2 * (b.abs().max().item() if b.numel() else 0))
+        for a, b in zip(got, want, strict=True)
+    )
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else list(result)
+
+
+# The calls: every operator at the models' shapes, forward and backward.
+
+_LOCAL = [(8, 56, 56, 64), (8, 28, 28, 128), (8, 40, 40, 56), (8, 20, 20, 112)]
+_GLOBAL = [  # grid and heads
+    ((8, 14, 14, 320), 5),
+    ((8, 7, 7, 512), 8),
+    ((16, 14, 14, 320), 5),
+    ((8, 10, 10, 224), 8),
+    ((8, 5, 5, 448), 16),
+]
+
+
+def _models(batch: int, dtype: torch.dtype) -> None:
+    """UniFormer's operators on meta tensors."""
+
+    def new(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
+
+    def dense(C_in: int, C_out: int) -> tuple[Tensor, Tensor]:
+        return new(C_out, C_in), new(C_out)
+
+    results = [
+        ops.patch_embed(
+            new(batch, 16, 224, 224, 3),
+            new(64, 3, 3, 4, 4),
+            *(new(64) for _ in range(3)),
+            stride=(2, 4, 4),
+            padding=(1, 0, 0),
+        )
+    ]
+    for *grid, C in _LOCAL:
+        x = new(batch, *grid, C)
+        results.append(ops.depthwise_conv3d(x, new(C, 1, 3, 3, 3), new(C), residual=True))
+        results.append(ops.depthwise_conv3d(x, new(C, 1, 5, 5, 5), new(C)))
+        results.append(ops.linear(x, *dense(C, C), residual=x))
+        results.append(ops.feed_forward(x, *dense(C, 4 * C), *dense(4 * C, C), residual=x))
+    for (*grid, C), heads in _GLOBAL:
+        x = new(batch, *grid, C)
+        tokens = x.flatten(1, 3)
+        results.append(ops.depthwise_conv3d(x, new(C, 1, 3, 3, 3), new(C), residual=True))
+        results.append(ops.layer_norm(tokens, new(C), new(C)))
+        results.append(ops.joint_attention(new(batch, tokens.shape[1], 3 * C), heads))
+        results.append(ops.linear(tokens, *dense(C, C), residual=tokens))
+        results.append(
+            ops.feed_forward(tokens, *dense(C, 4 * C), *dense(4 * C, C), residual=tokens)
+        )
+    qkv = new(1, 1, 50, 80, 3 * 320)
+    results.append(ops.window_attention(qkv, new(3 * 320), 5, 14))
+    for result in results:
+        result.backward(torch.empty_like(result))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m uniformer_kernels.tune", description=__doc__)
+    parser.add_argument("--batch", type=int, default=16, help="clips")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("expected a GPU that torch can use, found none")
+    device = torch.device("cuda")
+    calls = [
+        call
+        for dtype in (torch.bfloat16, torch.float32)
+        for call in calls_of(partial(_models, options.batch, dtype))
+    ]
+    rows = tune(calls, device, partial(do_bench, return_mode="median"))
+    tuning.rewrite(tuning.architecture(device), rows)
+    for kernel, found in rows.items():
+        for shape_class, choice in found.items():
+            print(f"{kernel:<28}{shape_class:<24}{choice}")
+
+
+if __name__ == "__main__":
+    main()
