@@ -33,6 +33,11 @@ STABLE_TORCH_LIBRARY(uniformer_kernels, m) {
   m.def("token_recover(Tensor x, Tensor index, Tensor kept, Tensor delta) -> Tensor");
   // Gradients of x, kept and delta.
   m.def("token_recover_backward(Tensor dy, Tensor index) -> (Tensor, Tensor, Tensor)");
+  // The sums of x - shift and of its square over the rows, [2, C]; what they give to x, on top of dy.
+  m.def("moments(Tensor x, Tensor? shift) -> Tensor");
+  m.def("moments_backward(Tensor? dy, Tensor x, Tensor? shift, Tensor dmoments) -> Tensor");
+  // Of a linear layer, dy' x and the sums of dy.
+  m.def("weight_gradient(Tensor dy, Tensor x) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(uniformer_kernels, CPU, m) {
@@ -46,4 +51,7 @@ STABLE_TORCH_LIBRARY_IMPL(uniformer_kernels, CPU, m) {
   m.impl("token_shrink_backward", TORCH_BOX(&uk::token_shrink_backward));
   m.impl("token_recover", TORCH_BOX(&uk::token_recover));
   m.impl("token_recover_backward", TORCH_BOX(&uk::token_recover_backward));
+  m.impl("moments", TORCH_BOX(&uk::moments));
+  m.impl("moments_backward", TORCH_BOX(&uk::moments_backward));
+  m.impl("weight_gradient", TORCH_BOX(&uk::weight_gradient));
 }

@@ -54,4 +54,15 @@ torch::stable::Tensor token_recover(const torch::stable::Tensor& x,
 std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor>
 token_recover_backward(const torch::stable::Tensor& dy, const torch::stable::Tensor& index);
 
+std::tuple<torch::stable::Tensor, torch::stable::Tensor> weight_gradient(
+    const torch::stable::Tensor& dy, const torch::stable::Tensor& x);
+
+torch::stable::Tensor moments(const torch::stable::Tensor& x,
+                              const std::optional<torch::stable::Tensor>& shift);
+
+torch::stable::Tensor moments_backward(const std::optional<torch::stable::Tensor>& dy,
+                                       const torch::stable::Tensor& x,
+                                       const std::optional<torch::stable::Tensor>& shift,
+                                       const torch::stable::Tensor& dmoments);
+
 }  // namespace uk

@@ -203,7 +203,10 @@ def test_use_backend_overrides_the_variable() -> None:
 def test_variable_must_be_a_backend() -> None:
     result = python(CONVOLVE, UNIFORMER_KERNELS_BACKEND="gpu")
     assert result.returncode != 0
-    assert "UNIFORMER_KERNELS_BACKEND: expected one of cpu, triton, reference, got 'gpu'" in result.stderr
+    assert (
+        "UNIFORMER_KERNELS_BACKEND: expected one of cpu, triton, reference, got 'gpu'"
+        in result.stderr
+    )
 
 
 def test_broken_extension_says_what_it_was_built_for(broken: Path) -> None:

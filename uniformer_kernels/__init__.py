@@ -7,10 +7,13 @@ Activations are channels-last: feature maps ``[B, T, H, W, C]`` (images have ``T
 from .backends import BackendError, explain, use_backend
 from .ops import (
     depthwise_conv3d,
+    depthwise_conv3d_with_moments,
     feed_forward,
     joint_attention,
     joint_attention_with_score,
+    layer_norm,
     linear,
+    moments,
     patch_embed,
     query_attention,
     token_recover,
@@ -21,11 +24,14 @@ from .ops import (
 __all__ = [
     "BackendError",
     "depthwise_conv3d",
+    "depthwise_conv3d_with_moments",
     "explain",
     "feed_forward",
     "joint_attention",
     "joint_attention_with_score",
+    "layer_norm",
     "linear",
+    "moments",
     "patch_embed",
     "query_attention",
     "token_recover",

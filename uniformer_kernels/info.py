@@ -14,10 +14,13 @@ from .backends import BACKENDS, OPERATORS, chosen_backend
 # One small call of every operator, to ask each backend for its reason.
 _CALLS = {
     "depthwise_conv3d": lambda x: (x, x.new_zeros(x.shape[-1], 1, 3, 3, 3)),
+    "depthwise_conv3d_with_moments": lambda x: (x, x.new_zeros(x.shape[-1], 1, 3, 3, 3)),
     "joint_attention": lambda x: (x.new_zeros(1, 4, 3 * x.shape[-1]), 1),
     "joint_attention_with_score": lambda x: (x.new_zeros(1, 4, 3 * x.shape[-1]), 1),
+    "layer_norm": lambda x: (x,),
     "linear": lambda x: (x, x.new_zeros(8, x.shape[-1])),
     "feed_forward": lambda x: (x, x.new_zeros(8, x.shape[-1]), None, x.new_zeros(8, 8), None),
+    "moments": lambda x: (x,),
     "patch_embed": lambda x: (x, x.new_zeros(8, x.shape[-1], 1, 2, 2), None),
     "query_attention": lambda x: (
         x.new_zeros(1, 1, x.shape[-1]),

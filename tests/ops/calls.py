@@ -46,6 +46,7 @@ CALLS = [
         reduction=180,
         options={"residual": True},
     ),
+    Call("layer_norm", {"x": (3, 7, 12), "weight": (12,), "bias": (12,)}, reduction=21),
     Call(
         "linear",
         {"x": (2, 7, 12), "weight": (20, 12), "bias": (20,), "residual": (2, 7, 20)},
@@ -66,8 +67,8 @@ CALLS = [
     ),
     Call(
         "window_attention",
-        {"qkv": (2, 1, 5, 7, 48), "bias": (48,)},
-        reduction=140,
+        {"qkv": (2, 1, 4, 5, 48), "bias": (48,)},
+        reduction=80,
         options={"num_heads": 2, "window_size": 3},
     ),
     Call("joint_attention", {"qkv": (2, 9, 48)}, reduction=9, options={"num_heads": 2}),

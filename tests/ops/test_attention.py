@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from functools import partial
+from importlib import import_module
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.contract import DTYPES, check, draw, evaluate
-from uniformer_kernels import joint_attention, reference
+from tests.ops.tiles import attention_tiles
+from uniformer_kernels import BackendError, joint_attention, reference
+from uniformer_kernels.kernels import kernels
+from uniformer_kernels.triton import INTERPRETED
 
 
 def hold(shape, num_heads, dtype=torch.float32, scale=None, qkv=None) -> None:
@@ -36,13 +40,31 @@ def hold(shape, num_heads, dtype=torch.float32, scale=None, qkv=None) -> None:
         ((1, 49, 128), 2),
         ((3, 50, 320), 5),
         ((1, 197, 64), 1),
-        ((1, 7, 130), 1),
-        ((1, 333, 16), 2),
+        ((1, 7, 128), 1),
+        ((1, 333, 8), 1),
     ],
     ids=str,
 )
 def test_values_and_gradients(shape, num_heads, dtype, backend) -> None:
     hold(shape, num_heads, dtype)
+
+
+def test_large_heads(backend) -> None:
+    if backend == "triton":
+        with pytest.raises(BackendError, match="head_dim is 130, expected at most 128"):
+            hold((1, 7, 130), 1)
+    else:
+        hold((1, 7, 130), 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(("m", "n"), [(16, 64), (64, 16)])
+def test_in_several_blocks(m, n, dtype, backend) -> None:
+    """Whole ones and a rest, of queries and of keys; the scale's sign matters to maxima."""
+    with attention_tiles("joint_attention", backend, BLOCK_M=m, BLOCK_N=n):
+        hold((1, 71, 24), 2, dtype)
+        hold((1, 64, 8), 1, dtype, scale=-0.5)
+        hold((1, 71, 8), 1, dtype, scale=0.0)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-3, 0.37, 1, -0.5, 5.0])
@@ -91,10 +113,11 @@ def test_output_is_contiguous(backend) -> None:
     heads=st.integers(1, 4),
     d=st.integers(1, 33),
     layout=st.sampled_from(["plain", "tokens first", "channels first", "part", "every other"]),
-    dtype=st.sampled_from(DTYPES),
+    dtype=st.sampled_from([torch.float32, torch.float16] if INTERPRETED else DTYPES),
     seed=st.integers(0, 2**32),
 )
-def test_any_shape_and_strides(B, N, heads, d, layout, dtype, seed) -> None:
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_shape_and_strides(B, N, heads, d, layout, dtype, seed, backend) -> None:
     torch.manual_seed(seed)
     packed = 3 * heads * d
     qkv = {
@@ -121,13 +144,44 @@ def test_nan_stays_in_its_sample_and_head(start, spread, backend) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_opcheck(dtype) -> None:
-    ops = torch.ops.uniformer_kernels
+def test_opcheck(dtype, backend) -> None:
+    if backend == "reference" or (INTERPRETED and dtype == torch.bfloat16):
+        pytest.skip("no operator of its own, or none that the interpreter computes")
+    ops = kernels(backend)
     qkv = draw(2, 9, 96, dtype=dtype)
     torch.library.opcheck(ops.joint_attention.default, (qkv, 2, 0.25))
     out, lse = ops.joint_attention(qkv, 2, 0.25)
     arguments = (draw(2, 9, 32, dtype=dtype), qkv, out, lse, 2, 0.25)
     torch.library.opcheck(ops.joint_attention_backward.default, arguments)
+
+
+def test_saves_the_sums_in_base_2(backend) -> None:
+    if backend == "reference":
+        pytest.skip("it saves nothing")
+    qkv = draw(2, 9, 96)
+    _, lse = kernels(backend).joint_attention(qkv, 2, -0.25)
+    q, k, _ = qkv.double().reshape(2, 9, 3, 2, 16).permute(2, 0, 3, 1, 4)
+    want = torch.logsumexp(-0.25 * q @ k.mT, -1) / torch.log(torch.tensor(2.0))
+    torch.testing.assert_close(lse.double(), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="only Triton's kernels give way to PyTorch's")
+def test_pytorchs_kernel_where_it_is_faster(backend) -> None:
+    """As the table says, for output and gradient as a whole."""
+    recording = import_module("uniformer_kernels.triton.launch").recording
+    for sdpa in (False, True):
+        with attention_tiles("joint_attention", backend, sdpa=sdpa), recording() as launches:
+            hold((2, 9, 24), 3, scale=0.3)
+        assert bool(launches) != sdpa
+
+
+def test_compiles_for_any_size(backend) -> None:
+    """Although tables are looked up by size, and PyTorch's kernel may be in the graph."""
+    torch.compiler.reset()
+    compiled = torch.compile(joint_attention, fullgraph=True, backend="aot_eager", dynamic=True)
+    for B, N in ((2, 9), (3, 17)):
+        qkv = draw(B, N, 48)
+        torch.testing.assert_close(compiled(qkv, 2), joint_attention(qkv, 2))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -8,17 +8,18 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from tests.contract import DTYPES, check, draw
+from tests.ops.tiles import attention_tiles
 from uniformer_kernels import joint_attention, joint_attention_with_score, reference
+from uniformer_kernels.kernels import kernels
+from uniformer_kernels.triton import INTERPRETED
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("queries", [1, 3, None])
-def test_values_and_gradients(queries, dtype, backend) -> None:
-    """Of the output and the score together: both reach ``qkv``."""
+def hold(shape, num_heads, queries, dtype=torch.float32) -> None:
+    """Output and score together: the gradients of both reach ``qkv``."""
 
     def both(operator):
         def run(qkv: Tensor) -> Tensor:
-            out, score = operator(qkv, 2, queries=queries)
+            out, score = operator(qkv, num_heads, queries=queries)
             return torch.cat([out.to(score.dtype).flatten(1), score], 1)
 
         return run
@@ -26,9 +27,41 @@ def test_values_and_gradients(queries, dtype, backend) -> None:
     check(
         both(joint_attention_with_score),
         both(reference.joint_attention_with_score),
-        {"qkv": draw(2, 9, 48, dtype=dtype)},
-        reduction=48,
+        {"qkv": draw(*shape, dtype=dtype)},
+        reduction=max(shape[1:]),
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("queries", [1, 3, None])
+def test_values_and_gradients(queries, dtype, backend) -> None:
+    hold((2, 9, 48), 2, queries, dtype)
+
+
+@pytest.mark.parametrize("queries", [1, 20, 32, None])
+def test_in_several_blocks(queries, backend) -> None:
+    """Some of the queries' blocks with a score, one with some, some without."""
+    with attention_tiles("joint_attention", backend, BLOCK_M=16, BLOCK_N=32):
+        hold((1, 71, 48), 2, queries)
+
+
+def test_no_tokens_at_all(backend) -> None:
+    qkv = draw(2, 0, 48).requires_grad_()
+    out, score = joint_attention_with_score(qkv, 2, queries=None)
+    (out.sum() + score.sum()).backward()
+    assert out.shape == (2, 0, 16)
+    assert score.shape == (2, 0)
+    assert qkv.grad.shape == qkv.shape
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="on the CPU it is no operator of its own")
+def test_opcheck(backend) -> None:
+    ops, qkv = kernels(backend), draw(2, 9, 96)
+    arguments = (2, None, 0.25)
+    torch.library.opcheck(ops.joint_attention_with_score.default, (qkv, *arguments))
+    out, score, lse = ops.joint_attention_with_score(qkv, *arguments)
+    given = (draw(*out.shape), draw(*score.shape), qkv, out, lse, *arguments)
+    torch.library.opcheck(ops.joint_attention_with_score_backward.default, given)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

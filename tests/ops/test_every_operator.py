@@ -316,7 +316,7 @@ def test_refuses_mixed_tensors(call: Call, name: str) -> None:
 def test_refuses_wrong_ranks(call: Call) -> None:
     inputs = call.inputs()
     for name, t in inputs.items():
-        any_rank = name == "x" and call.operator in ("linear", "feed_forward")
+        any_rank = name == "x" and call.operator in ("layer_norm", "linear", "feed_forward")
         wrong = t.sum() if any_rank else t[None]
         with pytest.raises(ValueError, match=rf"{call.operator}: {name}: expected \[.*got"):
             call.kernel(**inputs | {name: wrong})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sys
+from contextlib import nullcontext
 from functools import partial
+from importlib import import_module
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.contract import DTYPES, check, draw
-from uniformer_kernels import feed_forward, linear, reference
+from uniformer_kernels import feed_forward, linear, onednn, reference
+from uniformer_kernels.kernels import kernels
 
 SHAPES = [  # of x, and C_out
     ((1,), 1),
@@ -60,6 +62,71 @@ def test_feed_forward(activation, biases, dtype, backend) -> None:
         inputs,
         reduction=120,
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", [(130, 20, 5), (12, 516, 8), (3, 7, 130)], ids=str)
+def test_wide_feed_forward(sizes, dtype, backend) -> None:
+    """Whose hidden activations one program could not hold, with every choice of gradients."""
+    C, hidden, C_out = sizes
+    inputs = {
+        "x": draw(11, C, dtype=dtype),
+        "fc1_weight": draw(hidden, C, dtype=dtype) * C**-0.5,
+        "fc1_bias": draw(hidden, dtype=dtype),
+        "fc2_weight": draw(C_out, hidden, dtype=dtype),
+        "fc2_bias": draw(C_out, dtype=dtype),
+        "residual": draw(11, C_out, dtype=dtype),
+    }
+    for needs in (None, *([name] for name in inputs), ["fc1_bias", "fc2_bias"]):
+        check(feed_forward, reference.feed_forward, inputs, reduction=C * hidden, needs=needs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("gemm", [True, False])
+def test_linear_in_several_blocks(gemm, dtype, backend, monkeypatch) -> None:
+    """Of rows, output and input channels; the gradients' programs go through several, too."""
+    tiles = nullcontext()
+    if backend == "triton":
+        module = import_module("uniformer_kernels.triton.linear")
+        monkeypatch.setattr(module, "_PROGRAMS", 2)
+        tiles = module.LINEAR.trying(gemm=gemm, BLOCK_M=16, BLOCK_N=16)
+    inputs = {
+        "x": draw(77, 70, dtype=dtype),
+        "weight": draw(33, 70, dtype=dtype) * 70**-0.5,
+        "bias": draw(33, dtype=dtype),
+        "residual": draw(77, 33, dtype=dtype),
+    }
+    with tiles:
+        for activation in (None, "gelu", "quick_gelu"):
+            check(
+                partial(linear, activation=activation),
+                partial(reference.linear, activation=activation),
+                inputs,
+                reduction=77,
+            )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels", [(24, 24), (12, 56), (56, 12)], ids=str)
+def test_narrow_feed_forward_in_several_blocks(channels, dtype, backend, monkeypatch) -> None:
+    """Of rows and hidden channels, two programs sharing the gradients."""
+    tiles = [nullcontext()] * 3
+    if backend == "triton":
+        module = import_module("uniformer_kernels.triton.feed_forward")
+        monkeypatch.setattr(module, "_PROGRAMS", 6)
+        tunables = (module.FORWARD, module.BACKWARD_INPUT, module.BACKWARD_WEIGHTS)
+        tiles = [tunable.trying(BLOCK_M=16, BLOCK_H=16) for tunable in tunables]
+    C, C_out = channels
+    inputs = {
+        "x": draw(75, C, dtype=dtype),
+        "fc1_weight": draw(40, C, dtype=dtype) * C**-0.5,
+        "fc1_bias": draw(40, dtype=dtype),
+        "fc2_weight": draw(C_out, 40, dtype=dtype),
+        "fc2_bias": draw(C_out, dtype=dtype),
+        "residual": draw(75, C_out, dtype=dtype),
+    }
+    with tiles[0], tiles[1], tiles[2]:
+        check(feed_forward, reference.feed_forward, inputs, reduction=75 * 40)
 
 
 @given(
@@ -139,6 +206,29 @@ def test_residual_may_be_wider(backend) -> None:
     torch.testing.assert_close(got, F.linear(x, weight).double() + before, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("C", [8, 130])
+@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+def test_wide_residual_of_a_narrow_branch(activation, C, dtype, backend) -> None:
+    """As under autocast: the sum is float32, every gradient has its tensor's dtype."""
+    x, residual = draw(5, C, dtype=dtype), draw(5, C)
+    weight, bias = draw(C, C, dtype=dtype) * C**-0.5, draw(C, dtype=dtype)
+    for function, plain, parameters in (
+        (linear, reference.linear, (weight, bias)),
+        (feed_forward, reference.feed_forward, (weight, bias, weight.clone(), bias.clone())),
+    ):
+        leaves = [t.requires_grad_() for t in (x, *parameters, residual)]
+        dy = draw(5, C)
+        results = []
+        for run in (function, plain):
+            y = run(*leaves[:-1], activation=activation, residual=leaves[-1])
+            assert y.dtype == torch.float32
+            results.append((y, *torch.autograd.grad(y, leaves, dy)))
+        for got, want in zip(*results, strict=True):
+            assert got.dtype == want.dtype
+            torch.testing.assert_close(got, want, rtol=3e-2, atol=3e-2)
+
+
 def test_nothing_given_is_written_to(backend) -> None:
     """Inference may add in place, but to its own memory only."""
     x, weight, bias, residual = draw(5, 8), draw(8, 8), draw(8), draw(5, 8)
@@ -147,6 +237,25 @@ def test_nothing_given_is_written_to(backend) -> None:
     assert y.data_ptr() not in {t.data_ptr() for t in (x, weight, bias, residual)}
     for given_, copy in zip((x, weight, bias, residual), copies, strict=True):
         assert torch.equal(given_, copy)
+
+
+def test_opcheck(backend) -> None:
+    """The Triton kernels', as PyTorch's serve the other backends."""
+    if backend != "triton":
+        return
+    ops = kernels(backend)
+    x, weight, bias, back, dy = draw(7, 12), draw(20, 12), draw(20), draw(12, 20), draw(7, 20)
+    for activation, residual, save in (("gelu", dy, True), ("", None, False)):
+        arguments = (x, weight, bias, activation, residual, save)
+        torch.library.opcheck(ops.linear.default, arguments)
+    for z, activation, *wanted in ((dy, "gelu", True, True, True), (None, "", True, False, False)):
+        arguments = (dy, z, activation, torch.float16, *wanted)
+        torch.library.opcheck(ops.activation_backward.default, arguments)
+    arguments = (x, weight, bias, back, None, "gelu", x)
+    torch.library.opcheck(ops.feed_forward.default, arguments)
+    for wanted in ((True, False), (False, True)):
+        arguments = (x, x, weight, bias, back, "gelu", *wanted)
+        torch.library.opcheck(ops.feed_forward_backward.default, arguments)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -204,11 +313,11 @@ def test_feed_forward_refuses_sizes_that_do_not_fit(name, shape, message, backen
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("residual", [True, False])
 def test_feed_forward_in_parts(residual, dtype, backend, monkeypatch) -> None:
-    """Without gradients the cpu backend holds part of the hidden activations at a time."""
-    monkeypatch.setattr(sys.modules["uniformer_kernels.ops.linear"], "_HIDDEN", 4 * 16 + 5)
-    tensors = [draw(*shape, dtype=dtype) for shape in ((3, 7, 8), (16, 8), (16,), (8, 16), (8,))]
-    last = draw(3, 7, 8, dtype=dtype) if residual else None
-    got = feed_forward(*tensors, residual=last)
+    """The cpu backend holds part of the hidden activations at a time, in both passes."""
+    monkeypatch.setattr(onednn, "_HIDDEN", 4 * 16 + 5)
+    shapes = {"x": (3, 7, 8), "fc1_weight": (16, 8), "fc1_bias": (16,), "fc2_weight": (8, 16)}
+    shapes |= {"fc2_bias": (8,)} | ({"residual": (3, 7, 8)} if residual else {})
+    inputs = {name: draw(*shape, dtype=dtype) for name, shape in shapes.items()}
+    check(feed_forward, reference.feed_forward, inputs, reduction=24)
+    got = feed_forward(**inputs)
     assert got.is_contiguous()
-    want = feed_forward(*(t.requires_grad_() for t in tensors), residual=last)
-    torch.testing.assert_close(got, want.detach())

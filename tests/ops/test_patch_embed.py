@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
+from importlib import import_module
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.contract import DTYPES, check, draw
 from uniformer_kernels import patch_embed, reference
+from uniformer_kernels.kernels import kernels
 
 STEMS = {  # kernel, stride, padding
     "video": ((3, 4, 4), (2, 4, 4), (1, 0, 0)),
@@ -48,6 +51,29 @@ def hold(shape, C_out, stem, dtype=torch.float32, *, bias=True, norm=True, layou
 def test_every_stem(stem, norm, dtype, backend) -> None:
     hold((2, 4, 8, 12, 3), 10, STEMS[stem], dtype, norm=norm)
     hold((1, 5, 7, 9, 6), 16, STEMS[stem], dtype, norm=norm, bias=False)  # edges cut off
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("most", [8, 256], ids=["normalised behind", "normalised inside"])
+@pytest.mark.parametrize("C", [3, 6])
+def test_several_blocks(C, most, dtype, backend, monkeypatch) -> None:
+    """Of positions and taps; LayerNorm in the product's program, and in its own."""
+    tiles = nullcontext()
+    if backend == "triton":
+        module = import_module("uniformer_kernels.triton.patch_embed")
+        monkeypatch.setattr(module, "_MAX_FUSED", most)
+        tiles = module.PATCH_EMBED.trying(BLOCK_M=16, BLOCK_K=16)
+    with tiles:
+        for stem in ("video", "later"):
+            hold((1, 4, 8, 12, C), 20, STEMS[stem], dtype)
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_offsets_of_64_bits(stem, backend, monkeypatch) -> None:
+    if backend == "triton":
+        module = import_module("uniformer_kernels.triton.patch_embed")
+        monkeypatch.setattr(module, "wide", lambda *_: True)
+    hold((2, 4, 8, 12, 3), 10, STEMS[stem])
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 4, 5, 16])
@@ -134,6 +160,16 @@ def test_nan_spreads_over_its_patches_only(stem, backend) -> None:
     bad = patch_embed(x.masked_fill(x == 1, torch.nan), draw(10, 3, *kernel), None, **options)
     assert 0 < touched.sum() < touched.numel()
     assert torch.equal(bad.isnan(), touched)
+
+
+def test_opcheck(backend) -> None:
+    """The Triton kernel's, as PyTorch's serve the other backends."""
+    if backend == "triton":
+        operator = kernels(backend).patch_embed.default
+        x, weight = draw(2, 3, 8, 9, 3), draw(10, 3, 3, 4, 4)
+        for norm, save in ((draw(10), True), (draw(10), False), (None, True)):
+            arguments = (x, weight, None, norm, None, [2, 4, 4], [1, 0, 0], 1e-5, save)
+            torch.library.opcheck(operator, arguments)
 
 
 @pytest.mark.parametrize(

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 from tests.contract import DTYPES, check, draw
 from uniformer_kernels import query_attention, reference, use_backend
+from uniformer_kernels.triton import INTERPRETED
 
 
 def arguments(B: int, N: int, C: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -49,6 +51,7 @@ def hold(inputs: dict[str, Tensor], num_heads: int, **options: Any) -> None:
         ((3, 7, 6), 6),  # one-element heads
         ((2, 17, 56), 2),
         ((1, 394, 96), 12),
+        ((2, 70, 140), 20),
     ],
     ids=str,
 )
@@ -123,16 +126,26 @@ def test_nan_stays_in_its_sample(name, backend) -> None:
     assert not bad[[0, 2]].any()
 
 
+@pytest.mark.skipif(not INTERPRETED, reason="tiles are Triton's")
+def test_other_tile_sizes(backend) -> None:
+    """Several blocks of tokens and of channels, the last ones not full."""
+    kernels = importlib.import_module("uniformer_kernels.triton.query_attention")
+    tile = {"BLOCK_N": 16, "BLOCK_C": 16}
+    with kernels.FORWARD.trying(**tile), kernels.BACKWARD.trying(**tile):
+        hold(arguments(2, 35, 42), 3)
+
+
 @given(
     B=st.integers(1, 3),
     N=st.integers(1, 40),
     heads=st.integers(1, 4),
     d=st.integers(3, 17),
     layout=st.sampled_from(["plain", "tokens first", "channels first", "part"]),
-    dtype=st.sampled_from(DTYPES),
+    dtype=st.sampled_from([torch.float32, torch.float16] if INTERPRETED else DTYPES),
     seed=st.integers(0, 2**32),
 )
-def test_any_shape_and_strides(B, N, heads, d, layout, dtype, seed) -> None:
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_shape_and_strides(B, N, heads, d, layout, dtype, seed, backend) -> None:
     torch.manual_seed(seed)
     C = heads * d
     memory = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..ops import depthwise_conv3d, feed_forward, linear
+from ..ops import depthwise_conv3d, depthwise_conv3d_with_moments, feed_forward, linear
 from .norms import norm_then
 from .parameters import Affine, BatchNorm
 from .residual import add_branch, layer_scaled
@@ -49,9 +49,14 @@ def local_block(
         ValueError, TypeError: what the operators raise for a shape or dtype that does not fit;
             one value per channel with batch statistics.
     """
-    x = depthwise_conv3d(x, *dpe.as_conv3d(), residual=True)
+    moments = None
+    if norm1.training:
+        shift = norm1.shift(x)
+        x, moments = depthwise_conv3d_with_moments(x, *dpe.as_conv3d(), residual=True, shift=shift)
+    else:
+        x = depthwise_conv3d(x, *dpe.as_conv3d(), residual=True)
     # The padding of DW meets PW1's output, bias included: folding the norm into PW1 is exact.
-    y, pw1 = norm_then(x, norm1, pw1)
+    y, pw1 = norm_then(x, norm1, pw1, moments)
     y = depthwise_conv3d(linear(y, *pw1), *dw.as_conv3d())
     x = add_branch(x, drop_path, linear, y, *layer_scaled(pw2, gamma_1))
     y, fc1 = norm_then(x, norm2, fc1)

@@ -106,7 +106,44 @@ class BatchNorm(NamedTuple):
 
     def scale_shift(self) -> tuple[Tensor, Tensor]:
         """The norm by its running statistics, as ``scale * x + shift``; at least float32."""
-        mean, var = self.running_mean, self.running_var
+        return self._scale_shift(self.running_mean, self.running_var)
+
+    def shift(self, x: Tensor) -> Tensor | None:
+        """What to take off ``x`` when its moments are summed: the running mean is near the mean."""
+        if self.running_mean is None:
+            return None
+        # A copy, as the running mean moves on before backward.
+        return self.running_mean.to(torch.promote_types(x.dtype, torch.float32), copy=True)
+
+    def batch_scale_shift(self, moments: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        """The norm by the statistics of ``[..., C]`` values, as ``scale * x + shift``.
+
+        Updates the running statistics.
+
+        Args:
+            moments: ``[2, C]``, of the values less ``self.shift``.
+            shape: of the values.
+
+        Raises:
+            ValueError: one value per channel.
+        """
+        count = shape[:-1].numel()
+        if count == 1:
+            raise ValueError(
+                "Expected more than 1 value per channel when training, "
+                f"got input size {list(shape)}"
+            )
+        shifted, square = moments / count
+        var = (square - shifted.square()).clamp(min=0)
+        mean = shifted if self.running_mean is None else shifted + self.running_mean
+        if self.running_mean is not None:
+            with torch.no_grad():
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+                unbiased = var * (count / (count - 1))
+                self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        return self._scale_shift(mean, var)
+
+    def _scale_shift(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         scale = (var.to(torch.promote_types(var.dtype, torch.float32)) + self.eps).rsqrt()
         if self.weight is not None:
             scale = self.weight * scale

@@ -1,8 +1,11 @@
 """The public operators: shapes, checks, choice of backend, autograd. One file each."""
 
 from .attention import joint_attention, joint_attention_with_score
-from .depthwise_conv import depthwise_conv3d
-from .linear import feed_forward, linear
+from .batch_norm import moments
+from .depthwise_conv import depthwise_conv3d, depthwise_conv3d_with_moments
+from .feed_forward import feed_forward
+from .layer_norm import layer_norm
+from .linear import linear
 from .patch_embed import patch_embed
 from .query_attention import query_attention
 from .tokens import token_recover, token_shrink
@@ -10,10 +13,13 @@ from .window_attention import window_attention
 
 __all__ = [
     "depthwise_conv3d",
+    "depthwise_conv3d_with_moments",
     "feed_forward",
     "joint_attention",
     "joint_attention_with_score",
+    "layer_norm",
     "linear",
+    "moments",
     "patch_embed",
     "query_attention",
     "token_recover",

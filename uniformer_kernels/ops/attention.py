@@ -2,139 +2,238 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import _extension, checks, reference
-from ..backends import Implementation, Operator, always
+from .. import _extension, checks, reference, triton
+from ..backends import Implementation, Operator, always, needs_grad
+from ..kernels import kernels, register_fake
 from ..reference.attention import heads, wide_softmax
 
 _NAME = "joint_attention"
 _SCORE = "joint_attention_with_score"
+_MAX_HEAD_DIM = 128  # of Triton's kernels
 
 
 class _JointAttention(torch.autograd.Function):
-    """The compiled kernels, differentiable once; nothing of size ``N²`` is kept."""
+    """A backend's kernels, differentiable once; nothing of size ``N²`` is kept."""
 
     @staticmethod
-    def forward(qkv: Tensor, num_heads: int, scale: float) -> tuple[Tensor, Tensor]:
-        return torch.ops.uniformer_kernels.joint_attention(qkv, num_heads, scale)
+    def forward(qkv: Tensor, num_heads: int, scale: float, backend: str) -> tuple[Tensor, Tensor]:
+        return kernels(backend).joint_attention(qkv, num_heads, scale)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-        qkv, ctx.num_heads, ctx.scale = inputs
+        qkv, *ctx.options, ctx.backend = inputs
         ctx.save_for_backward(qkv, *output)
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        dqkv = torch.ops.uniformer_kernels.joint_attention_backward(
-            dout.contiguous(), *ctx.saved_tensors, ctx.num_heads, ctx.scale
+        dqkv = kernels(ctx.backend).joint_attention_backward(
+            dout.contiguous(), *ctx.saved_tensors, *ctx.options
         )
-        return dqkv, None, None
+        return dqkv, None, None, None
 
 
 class _JointAttentionWithScore(torch.autograd.Function):
     """The score's gradient goes straight into the one the kernel makes of ``qkv``."""
 
     @staticmethod
-    def forward(qkv: Tensor, num_heads: int, queries: int | None, scale: float) -> tuple:
-        out, lse = torch.ops.uniformer_kernels.joint_attention(qkv, num_heads, scale)
-        q, k, _ = heads(qkv, num_heads)
-        rows = wide_softmax(q[:, :, :queries], k, scale)
-        return out, rows.mean((1, 2)), lse, rows
+    def forward(
+        qkv: Tensor, num_heads: int, queries: int | None, scale: float, backend: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return _with_score(backend)[0](qkv, num_heads, queries, scale)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-        qkv, ctx.num_heads, _, ctx.scale = inputs
-        out, _, lse, rows = output
-        ctx.save_for_backward(qkv, out, lse, rows)
-        ctx.mark_non_differentiable(lse, rows)
+        qkv, *ctx.options, ctx.backend = inputs
+        out, _, lse = output
+        ctx.save_for_backward(qkv, out, lse)
+        ctx.mark_non_differentiable(lse)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dout: Tensor, dscore: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, out, lse, rows = ctx.saved_tensors
-        dqkv = torch.ops.uniformer_kernels.joint_attention_backward(
-            dout.contiguous(), qkv, out, lse, ctx.num_heads, ctx.scale
+    def backward(ctx: Any, dout: Tensor, dscore: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        dqkv = _with_score(ctx.backend)[1](
+            dout.contiguous(), dscore.contiguous(), *ctx.saved_tensors, *ctx.options
         )
-        queries = rows.shape[2]
-        dscore = dscore[:, None, None] * (ctx.scale / (ctx.num_heads * queries))
-        drows = rows * (dscore - (rows * dscore).sum(-1, keepdim=True))
-        q, k, _ = heads(qkv, ctx.num_heads)
-        dq, dk, _ = heads(dqkv, ctx.num_heads)
-        dq[:, :, :queries] += drows @ k.to(rows.dtype)
-        dk += drows.mT @ q[:, :, :queries].to(rows.dtype)
-        return dqkv, None, None, None
+        return dqkv, None, None, None, None
 
 
-def _has_kernel(qkv: Tensor) -> bool:
+def _with_score(backend: str) -> tuple[Callable[..., Any], Callable[..., Tensor]]:
+    """Forward and backward: kernels of their own, or composed around those of joint attention."""
+    if backend == "cpu":
+        return _composed_with_score, _composed_with_score_backward
+    fused = kernels(backend)
+    return fused.joint_attention_with_score, fused.joint_attention_with_score_backward
+
+
+def _composed_with_score(
+    qkv: Tensor, num_heads: int, queries: int | None, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    out, lse = kernels("cpu").joint_attention(qkv, num_heads, scale)
+    q, k, _ = heads(qkv, num_heads)
+    return out, wide_softmax(q[:, :, :queries], k, scale).mean((1, 2)), lse
+
+
+def _composed_with_score_backward(
+    dout: Tensor,
+    dscore: Tensor,
+    qkv: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    num_heads: int,
+    queries: int | None,
+    scale: float,
+) -> Tensor:
+    dqkv = kernels("cpu").joint_attention_backward(dout, qkv, out, lse, num_heads, scale)
+    q, k, _ = heads(qkv, num_heads)
+    dq, dk, _ = heads(dqkv, num_heads)
+    q, dq = q[:, :, :queries], dq[:, :, :queries]
+    rows = wide_softmax(q, k, scale)
+    dscore = dscore[:, None, None] * (scale / (num_heads * max(q.shape[2], 1)))
+    drows = rows * (dscore - (rows * dscore).sum(-1, keepdim=True))
+    dq += drows @ k.to(rows.dtype)
+    dk += drows.mT @ q.to(rows.dtype)
+    return dqkv
+
+
+def adjacent(tokens: Tensor) -> Tensor:
+    """``[B, N, C]`` with the channels of a token side by side, as the kernels read them."""
+    return tokens if tokens.stride(2) == 1 else tokens.contiguous()
+
+
+def scale_of(qkv: Tensor, num_heads: int, scale: float | None) -> float:
+    return _head_dim(qkv, num_heads) ** -0.5 if scale is None else scale
+
+
+def _head_dim(qkv: Tensor, num_heads: int) -> int:
+    return qkv.shape[-1] // 3 // num_heads
+
+
+def _kernel(backend: str, qkv: Tensor, num_heads: int, *, scale: float | None = None) -> Tensor:
+    qkv, scale = adjacent(qkv), scale_of(qkv, num_heads, scale)
+    if needs_grad(qkv):
+        return _JointAttention.apply(qkv, num_heads, scale, backend)[0]
+    return kernels(backend).joint_attention(qkv, num_heads, scale)[0]
+
+
+def _sdpa(qkv: Tensor, num_heads: int, *, scale: float | None = None) -> Tensor:
+    """PyTorch's own kernels, with their own gradients."""
+    y = F.scaled_dot_product_attention(*heads(qkv, num_heads), scale=scale)
+    return y.transpose(1, 2).flatten(2)
+
+
+def _kernel_with_score(
+    backend: str,
+    qkv: Tensor,
+    num_heads: int,
+    *,
+    queries: int | None = 1,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    qkv, scale = adjacent(qkv), scale_of(qkv, num_heads, scale)
+    if needs_grad(qkv):
+        return _JointAttentionWithScore.apply(qkv, num_heads, queries, scale, backend)[:2]
+    return _with_score(backend)[0](qkv, num_heads, queries, scale)[:2]
+
+
+def _has_cpu_kernel(qkv: Tensor) -> bool:
     return _extension.missing is None and qkv.dtype != torch.float64
 
 
-def _adjacent(qkv: Tensor) -> Tensor:
-    """The tensor with the channels of a token side by side, as the kernels read them."""
-    return qkv if qkv.stride(2) == 1 else qkv.contiguous()
-
-
-def _scale_of(d: int, scale: float | None) -> float:
-    return d**-0.5 if scale is None else scale
-
-
 def _cpu(qkv: Tensor, num_heads: int, *, scale: float | None = None) -> Tensor:
-    B, N, packed = qkv.shape
-    d = packed // 3 // num_heads
-    if _has_kernel(qkv):
-        return _JointAttention.apply(_adjacent(qkv), num_heads, _scale_of(d, scale))[0]
-    q, k, v = qkv.reshape(B, N, 3, num_heads, d).permute(2, 0, 3, 1, 4)
-    y = F.scaled_dot_product_attention(q, k, v, scale=scale)
-    return y.transpose(1, 2).reshape(B, N, packed // 3)
+    compute = partial(_kernel, "cpu") if _has_cpu_kernel(qkv) else _sdpa
+    return compute(qkv, num_heads, scale=scale)
 
 
 def _cpu_with_score(
     qkv: Tensor, num_heads: int, *, queries: int | None = 1, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    if _has_kernel(qkv):
-        scale = _scale_of(qkv.shape[2] // 3 // num_heads, scale)
-        return _JointAttentionWithScore.apply(_adjacent(qkv), num_heads, queries, scale)[:2]
+    if _has_cpu_kernel(qkv):
+        return _kernel_with_score("cpu", qkv, num_heads, queries=queries, scale=scale)
     q, k, _ = heads(qkv, num_heads)
     score = wide_softmax(q[:, :, :queries], k, scale).mean((1, 2))
-    return _cpu(qkv, num_heads, scale=scale), score
+    return _sdpa(qkv, num_heads, scale=scale), score
+
+
+def _triton(qkv: Tensor, num_heads: int, *, scale: float | None = None) -> Tensor:
+    from ..triton.attention import hands_over, shape_class  # Triton may not be installed
+
+    faster = hands_over(qkv.device, shape_class(qkv, num_heads, qkv.shape[1]))
+    compute = _sdpa if faster else partial(_kernel, "triton")
+    return compute(qkv, num_heads, scale=scale)
 
 
 def _cpu_declines(qkv: Tensor, num_heads: int, **_: Any) -> str | None:
     return None if qkv.device.type == "cpu" else f"qkv is on {qkv.device}"
 
 
-if _extension.missing is None:
+def _triton_declines(qkv: Tensor, num_heads: int, **_: Any) -> str | None:
+    return triton.declines(qkv, "qkv") or head_dim_declines(qkv, num_heads)
 
-    @torch.library.register_fake(f"uniformer_kernels::{_NAME}")
-    def _fake(qkv: Tensor, num_heads: int, scale: float) -> tuple[Tensor, Tensor]:
-        B, N, packed = qkv.shape
-        return (
-            qkv.new_empty(B, N, packed // 3),
-            qkv.new_empty(B, num_heads, N, dtype=torch.float32),
-        )
 
-    @torch.library.register_fake(f"uniformer_kernels::{_NAME}_backward")
-    def _fake_backward(
-        dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, num_heads: int, scale: float
-    ) -> Tensor:
-        return qkv.new_empty(qkv.shape)
+def head_dim_declines(qkv: Tensor, num_heads: int) -> str | None:
+    """Why no Triton kernel serves heads of this size."""
+    d = _head_dim(qkv, num_heads)
+    return None if d <= _MAX_HEAD_DIM else f"head_dim is {d}, expected at most {_MAX_HEAD_DIM}"
+
+
+@register_fake(_NAME)
+def _fake(qkv: Tensor, num_heads: int, scale: float) -> tuple[Tensor, Tensor]:
+    B, N, packed = qkv.shape
+    return (
+        qkv.new_empty(B, N, packed // 3),
+        qkv.new_empty(B, num_heads, N, dtype=torch.float32),
+    )
+
+
+@register_fake(f"{_NAME}_backward")
+def _fake_backward(
+    dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, num_heads: int, scale: float
+) -> Tensor:
+    return qkv.new_empty(qkv.shape)
+
+
+@register_fake(_SCORE)
+def _fake_with_score(
+    qkv: Tensor, num_heads: int, queries: int | None, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    out, lse = _fake(qkv, num_heads, scale)
+    return out, lse.new_empty(qkv.shape[:2]), lse
+
+
+@register_fake(f"{_SCORE}_backward")
+def _fake_with_score_backward(
+    dout: Tensor,
+    dscore: Tensor,
+    qkv: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    num_heads: int,
+    queries: int | None,
+    scale: float,
+) -> Tensor:
+    return qkv.new_empty(qkv.shape)
 
 
 _joint_attention = Operator(
     _NAME,
     cpu=Implementation(_cpu, _cpu_declines),
+    triton=Implementation(_triton, _triton_declines),
     reference=Implementation(reference.joint_attention, always),
 )
 _joint_attention_with_score = Operator(
     _SCORE,
     cpu=Implementation(_cpu_with_score, _cpu_declines),
+    triton=Implementation(partial(_kernel_with_score, "triton"), _triton_declines),
     reference=Implementation(reference.joint_attention_with_score, always),
 )
 

@@ -13,6 +13,7 @@ from ..backends import Implementation, Operator, always, needs_grad
 from ..kernels import kernels, register_fake
 
 _NAME = "depthwise_conv3d"
+_WITH_MOMENTS = "depthwise_conv3d_with_moments"
 _MAX_KERNEL = 7
 
 
@@ -47,6 +48,47 @@ class _DepthwiseConv3d(torch.autograd.Function):
         )
 
 
+class _WithMoments(torch.autograd.Function):
+    """The same, with the moments of what comes out; the shift is taken as a constant."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        residual: bool,
+        shift: Tensor | None,
+        backend: str,
+    ) -> tuple[Tensor, Tensor]:
+        return _compute_with_moments(backend, x, weight, bias, residual, shift)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        x, weight, _, ctx.residual, shift, ctx.backend = inputs
+        y, _ = output
+        ctx.save_for_backward(x, weight, shift, y)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor, dmoments: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, shift, y = ctx.saved_tensors
+        want_input, want_weight, want_bias, *_ = ctx.needs_input_grad
+        dsum, dsquares = dmoments
+        centred = y.to(dmoments.dtype) if shift is None else y - shift
+        dy = torch.addcmul(dy + dsum, centred, 2 * dsquares).to(y.dtype)
+        dx, dw, db = kernels(ctx.backend).depthwise_conv3d_backward(
+            dy, x, weight, ctx.residual, want_input, want_weight or want_bias
+        )
+        return (
+            dx if want_input else None,
+            dw if want_weight else None,
+            db if want_bias else None,
+            None,
+            None,
+            None,
+        )
+
+
 def _kernel(
     backend: str,
     x: Tensor,
@@ -58,6 +100,34 @@ def _kernel(
     if needs_grad(x, weight, bias):
         return _DepthwiseConv3d.apply(x, weight, bias, residual, backend)
     return kernels(backend).depthwise_conv3d(x, weight, bias, residual)
+
+
+def _compute_with_moments(
+    backend: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: bool,
+    shift: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    if backend == "triton":
+        return kernels(backend).depthwise_conv3d_with_moments(x, weight, bias, residual, shift)
+    y = kernels(backend).depthwise_conv3d(x, weight, bias, residual)
+    return y, reference.moments(y, shift=shift)
+
+
+def _kernel_with_moments(
+    backend: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    residual: bool = False,
+    shift: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    if needs_grad(x, weight, bias):
+        return _WithMoments.apply(x, weight, bias, residual, shift, backend)
+    return _compute_with_moments(backend, x, weight, bias, residual, shift)
 
 
 def _cpu_declines(x: Tensor, *_: Any, **__: Any) -> str | None:
@@ -73,6 +143,13 @@ def _triton_declines(x: Tensor, *_: Any, **__: Any) -> str | None:
 @register_fake(_NAME)
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> Tensor:
     return x.new_empty(x.shape)
+
+
+@register_fake(_WITH_MOMENTS)
+def _fake_with_moments(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool, shift: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(2, x.shape[4], dtype=_statistics(x))
 
 
 @register_fake(f"{_NAME}_backward")
@@ -91,6 +168,13 @@ _depthwise_conv3d = Operator(
     cpu=Implementation(partial(_kernel, "cpu"), _cpu_declines),
     triton=Implementation(partial(_kernel, "triton"), _triton_declines),
     reference=Implementation(reference.depthwise_conv3d, always),
+)
+
+_depthwise_conv3d_with_moments = Operator(
+    _WITH_MOMENTS,
+    cpu=Implementation(partial(_kernel_with_moments, "cpu"), _cpu_declines),
+    triton=Implementation(partial(_kernel_with_moments, "triton"), _triton_declines),
+    reference=Implementation(reference.depthwise_conv3d_with_moments, always),
 )
 
 
@@ -117,19 +201,75 @@ def depthwise_conv3d(
         ValueError: a shape or device that does not fit.
         TypeError: a dtype that does not fit.
     """
-    checks.shape(_NAME, "x", x, ["B", "T", "H", "W", "C"])
-    checks.shape(_NAME, "weight", weight, [x.shape[4], 1, "kt", "kh", "kw"])
-    if any(k % 2 == 0 or k > _MAX_KERNEL for k in weight.shape[2:]):
-        raise ValueError(
-            f"{_NAME}: weight: expected odd kernel sizes up to {_MAX_KERNEL}, "
-            f"got {list(weight.shape[2:])}"
-        )
-    if bias is not None:
-        checks.shape(_NAME, "bias", bias, [x.shape[4]])
-    checks.floating(_NAME, "x", x)
     stream = x
-    x, weight, bias = checks.autocast(x, weight, bias)
-    checks.alike(_NAME, ("x", x), weight=weight, bias=bias)
+    x, weight, bias = _checked(_NAME, x, weight, bias)
     if residual and stream.dtype != x.dtype:  # autocast narrows the branch, not what it adds to
         return stream + _depthwise_conv3d(x, weight, bias)
     return _depthwise_conv3d(x, weight, bias, residual=residual)
+
+
+def depthwise_conv3d_with_moments(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    residual: bool = False,
+    shift: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``depthwise_conv3d``, and every channel's first two moments, for the BatchNorm behind it.
+
+    The moments are those of what is returned, rounded to its dtype: it is what the norm is applied
+    to. Gradients flow through both results.
+
+    Args:
+        x: ``[B, T, H, W, C]``, any strides; contiguous is fastest.
+        weight: ``[C, 1, kt, kh, kw]``, each kernel size odd, at most 7.
+        bias: ``[C]``.
+        residual: add ``x`` to the result.
+        shift: ``[C]``, float32 (float64 with float64), zeros by default: taken from the result
+            before it is summed, so that squares of a large mean do not hide a small variance. The
+            running mean will do. A constant: it gets no gradient.
+
+    Returns:
+        ``y`` as ``depthwise_conv3d`` gives it, and ``[2, C]`` in ``shift``'s dtype: the sums of
+        ``y - shift`` and of ``(y - shift)²`` over samples and positions.
+
+    Raises:
+        ValueError: a shape or device that does not fit.
+        TypeError: a dtype that does not fit.
+    """
+    stream = x
+    x, weight, bias = _checked(_WITH_MOMENTS, x, weight, bias)
+    if shift is not None:
+        checks.shape(_WITH_MOMENTS, "shift", shift, [x.shape[4]])
+        checks.alongside(_WITH_MOMENTS, ("x", x), shift=shift)
+        if shift.dtype != _statistics(x):
+            raise TypeError(f"{_WITH_MOMENTS}: shift: expected {_statistics(x)}, got {shift.dtype}")
+        shift = shift.detach()
+    if residual and stream.dtype != x.dtype:
+        y = stream + _depthwise_conv3d(x, weight, bias)
+        return y, reference.moments(y, shift=shift)
+    return _depthwise_conv3d_with_moments(x, weight, bias, residual=residual, shift=shift)
+
+
+def _statistics(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _checked(
+    name: str, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The tensors in the dtype to compute in, once they fit."""
+    checks.shape(name, "x", x, ["B", "T", "H", "W", "C"])
+    checks.shape(name, "weight", weight, [x.shape[4], 1, "kt", "kh", "kw"])
+    if any(k % 2 == 0 or k > _MAX_KERNEL for k in weight.shape[2:]):
+        raise ValueError(
+            f"{name}: weight: expected odd kernel sizes up to {_MAX_KERNEL}, "
+            f"got {list(weight.shape[2:])}"
+        )
+    if bias is not None:
+        checks.shape(name, "bias", bias, [x.shape[4]])
+    checks.floating(name, "x", x)
+    x, weight, bias = checks.autocast(x, weight, bias)
+    checks.alike(name, ("x", x), weight=weight, bias=bias)
+    return x, weight, bias

@@ -1,9 +1,4 @@
-"""Matrix products with their neighbours: activation and residual.
-
-On a CPU PyTorch sends float32 products to MKL, which runs at half speed on AMD processors. oneDNN
-reaches the peak there, and PyTorch carries it as the operator its compiler uses for frozen models;
-other dtypes already go to oneDNN.
-"""
+"""Matrix products with their neighbours: activation and residual."""
 
 from __future__ import annotations
 
@@ -13,70 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import checks, reference
+from .. import checks, onednn, reference, triton
 from ..backends import Implementation, Operator, always, needs_grad
+from ..kernels import kernels, register_fake
 
 _ACTIVATIONS = ("gelu", "quick_gelu")
-_QUICK = 1.702  # quick_gelu(x) = x sigmoid(_QUICK x) = silu(_QUICK x) / _QUICK
-
-_HIDDEN = 2**21  # hidden activations a feed-forward without gradients holds at once
-
-# A private operator: without it everything still works, through F.linear.
-_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def _uses_onednn(x: Tensor) -> bool:
-    return _ONEDNN and x.dtype == torch.float32 and x.numel() > 0
-
-
-def _matrix(x: Tensor) -> Tensor:
-    """The matrix as oneDNN can read it, by rows or by columns: it ignores any other strides."""
-    (rows, columns), (row, column) = x.shape, x.stride()
-    if (column == 1 and row >= columns) or (row == 1 and column >= rows):
-        return x
-    return x.contiguous()
-
-
-# An operator of our own around it: the compiler takes PyTorch's with constant weights only.
-_LIBRARY = torch.library.Library("uniformer_kernels", "FRAGMENT")
-_LIBRARY.define("product(Tensor x, Tensor weight, Tensor? bias, bool gelu) -> Tensor")
-
-
-@torch.library.impl(_LIBRARY, "product", "CPU")
-def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
-    activation = ("gelu", [], "none") if gelu else ("none", [], "")
-    if bias is not None:
-        bias = bias.contiguous()
-    return torch.ops.mkldnn._linear_pointwise(_matrix(x), _matrix(weight), bias, *activation)
-
-
-@torch.library.register_fake("uniformer_kernels::product", lib=_LIBRARY)
-def _fake_product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
-    return x.new_empty(x.shape[0], weight.shape[0])
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
-    """``gelu(x weightᵀ + bias)`` of matrices, by oneDNN."""
-    return torch.ops.uniformer_kernels.product(x, weight, bias, gelu)
-
-
-def _weight_gradient(dy: Tensor, x: Tensor) -> Tensor:
-    """``dyᵀ x``; oneDNN is faster with the narrower matrix first."""
-    if dy.shape[1] <= x.shape[1]:
-        return _product(dy.t(), x.t())
-    return _product(x.t(), dy.t()).t()
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1])
-
-
-class _Linear(torch.autograd.Function):
-    """``x weightᵀ + bias`` with all three products by oneDNN."""
+class _OneDNNLinear(torch.autograd.Function):
+    """``x weightᵀ + bias`` with the products of rows by oneDNN."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return _product(_rows(x), weight, bias).view(*x.shape[:-1], weight.shape[0])
+        return onednn.product(onednn.rows(x), weight, bias).view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -88,12 +32,12 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         want_x, want_weight, want_bias = ctx.needs_input_grad
-        dy = _rows(dy)
-        return (
-            _product(dy, weight.t()).view(x.shape) if want_x else None,
-            _weight_gradient(dy, _rows(x)) if want_weight else None,
-            dy.sum(0) if want_bias else None,
-        )
+        dy = onednn.rows(dy)
+        dx = onednn.product(dy, weight.t()).view(x.shape) if want_x else None
+        if not want_weight:
+            return dx, None, dy.sum(0) if want_bias else None
+        dweight, dbias = onednn.weight_gradient(dy, onednn.rows(x))
+        return dx, dweight, dbias if want_bias else None
 
 
 def _cpu_linear(
@@ -104,18 +48,18 @@ def _cpu_linear(
     activation: str | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    if not _uses_onednn(x):
+    if not onednn.serves(x):
         return reference.linear(x, weight, bias, activation=activation, residual=residual)
     if needs_grad(x, weight, bias, residual):
-        y = _Linear.apply(x, weight, bias)
+        y = _OneDNNLinear.apply(x, weight, bias)
         if activation == "gelu":
             y = F.gelu(y)
         elif activation == "quick_gelu":
-            y = F.silu(_QUICK * y) * (1 / _QUICK)
+            y = F.silu(onednn.QUICK * y) * (1 / onednn.QUICK)
         return y if residual is None else residual + y
-    y = _product(_rows(x), weight, bias, gelu=activation == "gelu")
+    y = onednn.product(onednn.rows(x), weight, bias, gelu=activation == "gelu")
     if activation == "quick_gelu":
-        y = F.silu(y.mul_(_QUICK), inplace=True).mul_(1 / _QUICK)
+        y = onednn.quick_gelu_(y)
     y = y.view(*x.shape[:-1], weight.shape[0])
     if residual is None:
         return y
@@ -126,42 +70,119 @@ def _cpu_declines(x: Tensor, *_: Any, **__: Any) -> str | None:
     return None if x.device.type == "cpu" else f"x is on {x.device}"
 
 
-def _cpu_feed_forward(
+class _TritonLinear(torch.autograd.Function):
+    """``[residual +] activation(x weightᵀ + bias)``; keeps what the activation was applied to."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return kernels("triton").linear(x, weight, bias, activation, residual, True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        x, weight, _, ctx.activation, _ = inputs
+        _, z = output
+        ctx.save_for_backward(x, weight, z)
+        ctx.mark_non_differentiable(z)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, z = ctx.saved_tensors
+        want_x, want_weight, want_bias, _, want_residual = ctx.needs_input_grad
+        dz, _, db = _before_activation(
+            dy, z, ctx.activation, x.dtype, want_x or want_weight, False, want_bias
+        )
+        return (
+            torch.mm(dz, weight).view(x.shape) if want_x else None,
+            torch.mm(dz.t(), onednn.rows(x)) if want_weight else None,
+            db,
+            None,
+            dy if want_residual else None,
+        )
+
+
+def _before_activation(
+    dy: Tensor,
+    z: Tensor | None,
+    activation: str,
+    dtype: torch.dtype,
+    want_dz: bool,
+    want_hidden: bool,
+    want_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of ``z`` (as rows) and of the bias in it, and ``activation(z)`` again."""
+    dy = onednn.rows(dy)
+    as_is = not activation and dy.dtype == dtype
+    if (as_is or not want_dz) and not want_bias:
+        return dy, dy, None
+    dz, hidden, db = kernels("triton").activation_backward(
+        dy,
+        z if activation else None,
+        activation,
+        dtype,
+        want_dz and not as_is,
+        want_hidden,
+        want_bias,
+    )
+    return dy if as_is else dz, hidden, db if want_bias else None
+
+
+def _triton_linear(
     x: Tensor,
-    fc1_weight: Tensor,
-    fc1_bias: Tensor | None,
-    fc2_weight: Tensor,
-    fc2_bias: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None = None,
     *,
-    activation: str = "gelu",
+    activation: str | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    def run(x: Tensor, residual: Tensor | None) -> Tensor:
-        hidden = _cpu_linear(x, fc1_weight, fc1_bias, activation=activation)
-        return _cpu_linear(hidden, fc2_weight, fc2_bias, residual=residual)
+    if needs_grad(x, weight, bias, residual):
+        return _TritonLinear.apply(x, weight, bias, activation or "", residual)[0]
+    return kernels("triton").linear(x, weight, bias, activation or "", residual, False)[0]
 
-    rows, at_once = x.shape[:-1].numel(), max(_HIDDEN // fc1_weight.shape[0], 1)
-    if rows <= at_once or needs_grad(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual):
-        return run(x, residual)
-    # Without gradients nothing needs all hidden activations, the widest tensor of any block.
-    out = None
-    for first in range(0, rows, at_once):
-        part = slice(first, first + at_once)
-        y = run(_rows(x)[part], None if residual is None else _rows(residual)[part])
-        out = y.new_empty(rows, y.shape[1]) if out is None else out
-        out[part] = y
-    return out.view(*x.shape[:-1], out.shape[1])
+
+def _triton_declines(x: Tensor, *_: Any, residual: Tensor | None = None, **__: Any) -> str | None:
+    reason = triton.declines(x)
+    return reason if reason or residual is None else triton.declines(residual, "residual")
+
+
+@register_fake("linear")
+def _fake_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    residual: Tensor | None,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+    shape = (*x.shape[:-1], weight.shape[0])
+    return x.new_empty(shape, dtype=dtype), x.new_empty(shape if save and activation else 0)
+
+
+@register_fake("activation_backward")
+def _fake_activation_backward(
+    dy: Tensor,
+    z: Tensor | None,
+    activation: str,
+    dtype: torch.dtype,
+    want_input: bool,
+    want_hidden: bool,
+    want_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        dy.new_empty(dy.shape if want_input else 0, dtype=dtype),
+        dy.new_empty(dy.shape if want_hidden else 0, dtype=dtype),
+        dy.new_empty(dy.shape[-1] if want_bias else 0, dtype=dtype),
+    )
 
 
 _linear = Operator(
     "linear",
     cpu=Implementation(_cpu_linear, _cpu_declines),
+    triton=Implementation(_triton_linear, _triton_declines),
     reference=Implementation(reference.linear, always),
-)
-_feed_forward = Operator(
-    "feed_forward",
-    cpu=Implementation(_cpu_feed_forward, _cpu_declines),
-    reference=Implementation(reference.feed_forward, always),
 )
 
 
@@ -216,63 +237,3 @@ def linear(
     checks.alike("linear", ("x", x), weight=weight, bias=bias)
     checks.alongside("linear", ("x", x), residual=residual)
     return _linear(x, weight, bias, activation=activation, residual=residual)
-
-
-def feed_forward(
-    x: Tensor,
-    fc1_weight: Tensor,
-    fc1_bias: Tensor | None,
-    fc2_weight: Tensor,
-    fc2_bias: Tensor | None,
-    *,
-    activation: str = "gelu",
-    residual: Tensor | None = None,
-) -> Tensor:
-    """``[residual +] fc2(activation(fc1(x)))``, every block's feed-forward network (seeds' Eq. 4).
-
-    Args:
-        x: ``[..., C]``.
-        fc1_weight: ``[hidden, C]``.
-        fc1_bias: ``[hidden]`` or ``None``.
-        fc2_weight: ``[C_out, hidden]``.
-        fc2_bias: ``[C_out]`` or ``None``.
-        activation: ``"gelu"`` (the exact, erf form) or ``"quick_gelu"`` (``x sigmoid(1.702 x)``).
-        residual: ``[..., C_out]``, added last; autocast leaves it as it is.
-
-    Returns:
-        ``[..., C_out]`` in ``x``'s dtype, or the wider one of ``x`` and ``residual``.
-
-    Raises:
-        ValueError: a shape, device or activation that does not fit.
-        TypeError: a dtype that does not fit.
-    """
-    checks.floating("feed_forward", "x", x)
-    checks.at_least_1d("feed_forward", "x", x)
-    _check_affine("feed_forward", x, fc1_weight, fc1_bias, "fc1_")
-    checks.shape("feed_forward", "fc2_weight", fc2_weight, ["C_out", fc1_weight.shape[0]])
-    _check_activation("feed_forward", activation)
-    if fc2_bias is not None:
-        checks.shape("feed_forward", "fc2_bias", fc2_bias, [fc2_weight.shape[0]])
-    if residual is not None:
-        checks.shape("feed_forward", "residual", residual, [*x.shape[:-1], fc2_weight.shape[0]])
-    x, fc1_weight, fc1_bias, fc2_weight, fc2_bias = checks.autocast(
-        x, fc1_weight, fc1_bias, fc2_weight, fc2_bias
-    )
-    checks.alike(
-        "feed_forward",
-        ("x", x),
-        fc1_weight=fc1_weight,
-        fc1_bias=fc1_bias,
-        fc2_weight=fc2_weight,
-        fc2_bias=fc2_bias,
-    )
-    checks.alongside("feed_forward", ("x", x), residual=residual)
-    return _feed_forward(
-        x,
-        fc1_weight,
-        fc1_bias,
-        fc2_weight,
-        fc2_bias,
-        activation=activation,
-        residual=residual,
-    )

@@ -8,27 +8,56 @@ query's side and behind the sum. Two products of a few rows with the tokens are 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import checks, reference
+from .. import checks, reference, triton
 from ..backends import Implementation, Operator, always
+from ..kernels import kernels, register_fake
 
 _NAME = "query_attention"
+_MAX_HEADS = 32  # whose rows one Triton program holds
 
 
 class _NormalisedPooling(torch.autograd.Function):
     """``softmax(rows ŷᵀ) ŷ``, where ``ŷ`` is a token less its mean, over its deviation.
 
-    ``rows`` is ``[B, R, C]`` and ``tokens`` ``[B, N, C]``; float32, or float64, inside. ``ŷ`` is
-    never formed: the deviations scale the ``[B, R, N]`` matrices. The means do not go the same way,
-    as large ones would cancel badly; but nothing of the tokens' size is kept for backward.
+    ``rows`` is ``[B, R, C]`` and ``tokens`` ``[B, N, C]``; float32, or float64, inside. After the
+    pooled ``[B, R, C]`` comes what backward needs, nothing of the tokens' size.
     """
 
     @staticmethod
-    def forward(rows: Tensor, tokens: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(rows: Tensor, tokens: Tensor, eps: float, backend: str) -> tuple[Tensor, ...]:
+        return _POOLING[backend].normalised_pooling(rows, tokens, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+        rows, tokens, _, ctx.backend = inputs
+        ctx.save_for_backward(rows, tokens, *output)
+        ctx.mark_non_differentiable(*output[1:])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dpooled: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        want_rows, want_tokens, *_ = ctx.needs_input_grad
+        drows, dtokens = _POOLING[ctx.backend].normalised_pooling_backward(
+            dpooled, *ctx.saved_tensors, want_tokens
+        )
+        return drows if want_rows else None, dtokens if want_tokens else None, None, None
+
+
+class _Composed:
+    """The pooling in PyTorch, for the CPU, where its matrix products are as fast as any.
+
+    The deviations scale the ``[B, R, N]`` matrices. The means do not go the same way, as large
+    ones would cancel badly.
+    """
+
+    @staticmethod
+    def normalised_pooling(rows: Tensor, tokens: Tensor, eps: float) -> tuple[Tensor, ...]:
         centred = _centred(tokens, rows.dtype)
         variance = torch.linalg.vector_norm(centred, dim=-1).square() / tokens.shape[2]
         inverse = (variance + eps).rsqrt().unsqueeze(1)
@@ -37,23 +66,22 @@ class _NormalisedPooling(torch.autograd.Function):
         return pooled, scores, inverse
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
-        rows, tokens, _ = inputs
-        _, scores, inverse = output
-        ctx.save_for_backward(rows, tokens, scores, inverse)
-        ctx.mark_non_differentiable(scores, inverse)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dpooled: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        rows, tokens, scores, inverse = ctx.saved_tensors
+    def normalised_pooling_backward(
+        dpooled: Tensor,
+        rows: Tensor,
+        tokens: Tensor,
+        pooled: Tensor,
+        scores: Tensor,
+        inverse: Tensor,
+        want_tokens: bool,
+    ) -> tuple[Tensor, Tensor | None]:
         centred = _centred(tokens, rows.dtype)
         p = scores.softmax(-1)
         dp = (dpooled @ centred.mT).mul_(inverse)
         dscores = p * (dp - (p * dp).sum(-1, keepdim=True))
-        drows = (dscores * inverse) @ centred if ctx.needs_input_grad[0] else None
-        if not ctx.needs_input_grad[1]:
-            return drows, None, None
+        drows = (dscores * inverse) @ centred
+        if not want_tokens:
+            return drows, None
         # ŷ gets pᵀ dpooled + dscoresᵀ rows, and LayerNorm's backward takes off its mean, which
         # centring the rows does, and its part along ŷ, whose length is:
         along = (p * dp + dscores * scores).sum(1, keepdim=True) / tokens.shape[2]
@@ -61,15 +89,18 @@ class _NormalisedPooling(torch.autograd.Function):
         sides = sides - sides.mean(-1, keepdim=True)
         dtokens = (torch.cat([p, dscores], 1) * inverse).mT @ sides
         dtokens.addcmul_(centred, (along * inverse.square()).mT, value=-1)
-        return drows, dtokens.to(tokens.dtype), None
+        return drows, dtokens.to(tokens.dtype)
 
 
 def _centred(tokens: Tensor, dtype: torch.dtype) -> Tensor:
     return tokens - tokens.mean(-1, keepdim=True, dtype=dtype)
 
 
-@torch.autocast("cpu", enabled=False)  # scores keep their precision
-def _cpu(
+_POOLING = {"cpu": _Composed, "triton": kernels("triton")}
+
+
+def _projected(
+    backend: str,
     query: Tensor,
     memory: Tensor,
     norm_weight: Tensor,
@@ -87,18 +118,59 @@ def _cpu(
 
     q = query.to(dtype).squeeze(1) @ weights[0].mT + biases[0]  # [heads, B, d]
     rows = (q @ weights[1]).transpose(0, 1) * (norm_weight * q.shape[2] ** -0.5)
-    pooled = _NormalisedPooling.apply(rows, memory, eps)[0] * norm_weight + norm_bias
+    pooled = _NormalisedPooling.apply(rows, memory, eps, backend)[0] * norm_weight + norm_bias
     y = pooled.transpose(0, 1) @ weights[2].mT + biases[2]
     return y.transpose(0, 1).reshape(query.shape).to(query.dtype)
+
+
+def _pooled(backend: str, query: Tensor, *args: Any, **options: Any) -> Tensor:
+    with torch.autocast(query.device.type, enabled=False):  # scores keep their precision
+        return _projected(backend, query, *args, **options)
 
 
 def _cpu_declines(query: Tensor, *_: Any, **__: Any) -> str | None:
     return None if query.device.type == "cpu" else f"query is on {query.device}"
 
 
+def _triton_declines(
+    query: Tensor,
+    memory: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    in_proj_weight: Tensor,
+    in_proj_bias: Tensor,
+    num_heads: int,
+    **_: Any,
+) -> str | None:
+    if num_heads > _MAX_HEADS:
+        return f"num_heads is {num_heads}, expected at most {_MAX_HEADS}"
+    return triton.declines(query, "query")
+
+
+@register_fake("normalised_pooling")
+def _fake(rows: Tensor, tokens: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    statistics = [rows.new_empty(tokens.shape[:2]) for _ in range(2)]
+    return rows.new_empty(rows.shape), rows.new_empty(rows.shape[:2]), *statistics
+
+
+@register_fake("normalised_pooling_backward")
+def _fake_backward(
+    dpooled: Tensor,
+    rows: Tensor,
+    tokens: Tensor,
+    pooled: Tensor,
+    lse: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    want_tokens: bool,
+) -> tuple[Tensor, Tensor]:
+    return rows.new_empty(rows.shape), tokens.new_empty(tokens.shape if want_tokens else 0)
+
+
 _query_attention = Operator(
     _NAME,
-    cpu=Implementation(_cpu, _cpu_declines),
+    cpu=Implementation(partial(_pooled, "cpu"), _cpu_declines),
+    triton=Implementation(partial(_pooled, "triton"), _triton_declines),
     reference=Implementation(reference.query_attention, always),
 )
 

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import _extension, checks, reference
-from ..backends import Implementation, Operator, always
+from .. import _extension, checks, reference, triton
+from ..backends import Implementation, Operator, always, needs_grad
+from ..kernels import kernels, register_fake
 
 _SHRINK, _RECOVER = "token_shrink", "token_recover"
+_MAX_TOKENS = 8192  # of a sample, which one Triton program ranks
 
 
 class _TokenShrink(torch.autograd.Function):
-    """The compiled kernels, differentiable once."""
+    """A backend's kernels, differentiable once."""
 
     @staticmethod
     def forward(
-        x: Tensor, importance: Tensor, keep: int, prefix: Tensor | None
+        x: Tensor, importance: Tensor, keep: int, prefix: Tensor | None, backend: str
     ) -> tuple[Tensor, Tensor]:
-        return torch.ops.uniformer_kernels.token_shrink(x, importance, keep, prefix)
+        return kernels(backend).token_shrink(x, importance, keep, prefix)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-        x, importance, _, prefix = inputs
+        x, importance, _, prefix, ctx.backend = inputs
         ctx.prefixed = 0 if prefix is None else prefix.shape[1]
         ctx.save_for_backward(x, importance, output[1])
         ctx.mark_non_differentiable(output[1])
@@ -32,30 +35,31 @@ class _TokenShrink(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dtokens: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        dx, dimportance = torch.ops.uniformer_kernels.token_shrink_backward(
+        dx, dimportance = kernels(ctx.backend).token_shrink_backward(
             _adjacent(dtokens), *ctx.saved_tensors
         )
-        return dx, dimportance, None, dtokens[:, : ctx.prefixed] if ctx.prefixed else None
+        return dx, dimportance, None, dtokens[:, : ctx.prefixed] if ctx.prefixed else None, None
 
 
 class _TokenRecover(torch.autograd.Function):
-    """The compiled kernels, differentiable once."""
+    """A backend's kernels, differentiable once."""
 
     @staticmethod
-    def forward(x: Tensor, index: Tensor, kept: Tensor, delta: Tensor) -> Tensor:
-        return torch.ops.uniformer_kernels.token_recover(x, index, kept, delta)
+    def forward(x: Tensor, index: Tensor, kept: Tensor, delta: Tensor, backend: str) -> Tensor:
+        return kernels(backend).token_recover(x, index, kept, delta)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        *_, ctx.backend = inputs
         ctx.save_for_backward(inputs[1])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        dx, dkept, ddelta = torch.ops.uniformer_kernels.token_recover_backward(
+        dx, dkept, ddelta = kernels(ctx.backend).token_recover_backward(
             _adjacent(dy), *ctx.saved_tensors
         )
-        return dx, None, dkept, ddelta
+        return dx, None, dkept, ddelta, None
 
 
 def _adjacent(t: Tensor) -> Tensor:
@@ -63,15 +67,21 @@ def _adjacent(t: Tensor) -> Tensor:
     return t if t.stride(2) == 1 else t.contiguous()
 
 
-def _cpu_shrink(
-    x: Tensor, importance: Tensor, keep: int, *, prefix: Tensor | None = None
+def _shrink(
+    backend: str, x: Tensor, importance: Tensor, keep: int, *, prefix: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     prefix = None if prefix is None else _adjacent(prefix)
-    return _TokenShrink.apply(_adjacent(x), importance.contiguous(), keep, prefix)
+    inputs = _adjacent(x), importance.contiguous(), keep, prefix
+    if needs_grad(x, importance, prefix):
+        return _TokenShrink.apply(*inputs, backend)
+    return kernels(backend).token_shrink(*inputs)
 
 
-def _cpu_recover(x: Tensor, index: Tensor, kept: Tensor, delta: Tensor) -> Tensor:
-    return _TokenRecover.apply(_adjacent(x), index.contiguous(), _adjacent(kept), _adjacent(delta))
+def _recover(backend: str, x: Tensor, index: Tensor, kept: Tensor, delta: Tensor) -> Tensor:
+    inputs = _adjacent(x), index.contiguous(), _adjacent(kept), _adjacent(delta)
+    if needs_grad(x, kept, delta):
+        return _TokenRecover.apply(*inputs, backend)
+    return kernels(backend).token_recover(*inputs)
 
 
 def _cpu_declines(x: Tensor, *_: Any, **__: Any) -> str | None:
@@ -80,40 +90,49 @@ def _cpu_declines(x: Tensor, *_: Any, **__: Any) -> str | None:
     return None if x.device.type == "cpu" else f"x is on {x.device}"
 
 
-if _extension.missing is None:
+def _triton_declines(x: Tensor, *_: Any, **__: Any) -> str | None:
+    if x.shape[1] > _MAX_TOKENS:
+        return f"N is {x.shape[1]}, expected at most {_MAX_TOKENS}"
+    return triton.declines(x)
 
-    @torch.library.register_fake(f"uniformer_kernels::{_SHRINK}")
-    def _fake_shrink(
-        x: Tensor, importance: Tensor, keep: int, prefix: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        B, _, C = x.shape
-        prefixed = 0 if prefix is None else prefix.shape[1]
-        return x.new_empty(B, prefixed + keep + 1, C), x.new_empty(B, keep, dtype=torch.int64)
 
-    @torch.library.register_fake(f"uniformer_kernels::{_SHRINK}_backward")
-    def _fake_shrink_backward(
-        dtokens: Tensor, x: Tensor, importance: Tensor, index: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        return x.new_empty(x.shape), importance.new_empty(importance.shape)
+@register_fake(_SHRINK)
+def _fake_shrink(
+    x: Tensor, importance: Tensor, keep: int, prefix: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    B, _, C = x.shape
+    prefixed = 0 if prefix is None else prefix.shape[1]
+    return x.new_empty(B, prefixed + keep + 1, C), x.new_empty(B, keep, dtype=torch.int64)
 
-    @torch.library.register_fake(f"uniformer_kernels::{_RECOVER}")
-    def _fake_recover(x: Tensor, index: Tensor, kept: Tensor, delta: Tensor) -> Tensor:
-        return x.new_empty(x.shape)
 
-    @torch.library.register_fake(f"uniformer_kernels::{_RECOVER}_backward")
-    def _fake_recover_backward(dy: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        B, _, C = dy.shape
-        return dy.new_empty(dy.shape), dy.new_empty(B, index.shape[1], C), dy.new_empty(B, 1, C)
+@register_fake(f"{_SHRINK}_backward")
+def _fake_shrink_backward(
+    dtokens: Tensor, x: Tensor, importance: Tensor, index: Tensor
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), importance.new_empty(importance.shape)
+
+
+@register_fake(_RECOVER)
+def _fake_recover(x: Tensor, index: Tensor, kept: Tensor, delta: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@register_fake(f"{_RECOVER}_backward")
+def _fake_recover_backward(dy: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    B, _, C = dy.shape
+    return dy.new_empty(dy.shape), dy.new_empty(B, index.shape[1], C), dy.new_empty(B, 1, C)
 
 
 _token_shrink = Operator(
     _SHRINK,
-    cpu=Implementation(_cpu_shrink, _cpu_declines),
+    cpu=Implementation(partial(_shrink, "cpu"), _cpu_declines),
+    triton=Implementation(partial(_shrink, "triton"), _triton_declines),
     reference=Implementation(reference.token_shrink, always),
 )
 _token_recover = Operator(
     _RECOVER,
-    cpu=Implementation(_cpu_recover, _cpu_declines),
+    cpu=Implementation(partial(_recover, "cpu"), _cpu_declines),
+    triton=Implementation(partial(_recover, "triton"), _triton_declines),
     reference=Implementation(reference.token_recover, always),
 )
 

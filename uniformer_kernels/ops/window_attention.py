@@ -2,45 +2,57 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import _extension, checks, reference
-from ..backends import Implementation, Operator, always
+from .. import _extension, checks, reference, triton
+from ..backends import Implementation, Operator, always, needs_grad
+from ..kernels import kernels, register_fake
+from .attention import adjacent, head_dim_declines, scale_of
 
 _NAME = "window_attention"
 
 
 class _WindowAttention(torch.autograd.Function):
-    """The compiled kernels, differentiable once; they read every window where it lies."""
+    """A backend's kernels, differentiable once; they read every window where it lies."""
 
     @staticmethod
     def forward(
-        qkv: Tensor, bias: Tensor, num_heads: int, columns: int, window_size: int, scale: float
+        qkv: Tensor,
+        bias: Tensor,
+        num_heads: int,
+        columns: int,
+        window_size: int,
+        scale: float,
+        backend: str,
     ) -> tuple[Tensor, Tensor]:
-        return torch.ops.uniformer_kernels.window_attention(
-            qkv, bias, num_heads, columns, window_size, scale
-        )
+        return kernels(backend).window_attention(qkv, bias, num_heads, columns, window_size, scale)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-        qkv, bias, *ctx.options = inputs
+        qkv, bias, *ctx.options, ctx.backend = inputs
         ctx.save_for_backward(qkv, bias, *output)
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        dqkv, dbias = torch.ops.uniformer_kernels.window_attention_backward(
+        dqkv, dbias = kernels(ctx.backend).window_attention_backward(
             dout.contiguous(), *ctx.saved_tensors, *ctx.options
         )
-        want_qkv, want_bias = ctx.needs_input_grad[:2]
-        return dqkv if want_qkv else None, dbias if want_bias else None, None, None, None, None
+        want_qkv, want_bias, *others = ctx.needs_input_grad
+        return (
+            dqkv if want_qkv else None,
+            dbias if want_bias else None,
+            *(None for _ in others),
+        )
 
 
-def _cpu(
+def _kernel(
+    backend: str,
     qkv: Tensor,
     bias: Tensor | None,
     num_heads: int,
@@ -48,53 +60,64 @@ def _cpu(
     *,
     scale: float | None = None,
 ) -> Tensor:
-    if _extension.missing is not None or qkv.dtype == torch.float64:
-        return reference.window_attention(qkv, bias, num_heads, window_size, scale=scale)
     *grid, packed = qkv.shape
-    if scale is None:
-        scale = (packed // 3 // num_heads) ** -0.5
-    tokens = qkv.flatten(0, 1).flatten(1, 2)  # no copy unless the strides are odd ones
-    tokens = tokens if tokens.stride(2) == 1 else tokens.contiguous()
-    bias = qkv.new_zeros(packed) if bias is None else bias.contiguous()
-    columns = max(grid[3], 1)
-    y, _ = _WindowAttention.apply(tokens, bias, num_heads, columns, window_size, scale)
+    tokens = adjacent(qkv.flatten(0, 1).flatten(1, 2))  # no copy unless the strides are odd ones
+    scale = scale_of(tokens, num_heads, scale)
+    bias_or_zeros = qkv.new_zeros(packed) if bias is None else bias.contiguous()
+    options = num_heads, max(grid[3], 1), window_size, scale
+    if needs_grad(qkv, bias):
+        y, _ = _WindowAttention.apply(tokens, bias_or_zeros, *options, backend)
+    else:
+        y, _ = kernels(backend).window_attention(tokens, bias_or_zeros, *options)
     return y.reshape(*grid, packed // 3)
+
+
+def _cpu(qkv: Tensor, *args: Any, **options: Any) -> Tensor:
+    if _extension.missing is not None or qkv.dtype == torch.float64:
+        return reference.window_attention(qkv, *args, **options)
+    return _kernel("cpu", qkv, *args, **options)
 
 
 def _cpu_declines(qkv: Tensor, *_: Any, **__: Any) -> str | None:
     return None if qkv.device.type == "cpu" else f"qkv is on {qkv.device}"
 
 
-if _extension.missing is None:
+def _triton_declines(
+    qkv: Tensor, bias: Tensor | None, num_heads: int, *_: Any, **__: Any
+) -> str | None:
+    return triton.declines(qkv, "qkv") or head_dim_declines(qkv, num_heads)
 
-    @torch.library.register_fake(f"uniformer_kernels::{_NAME}")
-    def _fake(
-        qkv: Tensor, bias: Tensor, num_heads: int, columns: int, window_size: int, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        B, N, packed = qkv.shape
-        return (
-            qkv.new_empty(B, N, packed // 3),
-            qkv.new_empty(B, num_heads, N, dtype=torch.float32),
-        )
 
-    @torch.library.register_fake(f"uniformer_kernels::{_NAME}_backward")
-    def _fake_backward(
-        dout: Tensor,
-        qkv: Tensor,
-        bias: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        num_heads: int,
-        columns: int,
-        window_size: int,
-        scale: float,
-    ) -> tuple[Tensor, Tensor]:
-        return qkv.new_empty(qkv.shape), qkv.new_empty(qkv.shape[-1])
+@register_fake(_NAME)
+def _fake(
+    qkv: Tensor, bias: Tensor, num_heads: int, columns: int, window_size: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    B, N, packed = qkv.shape
+    return (
+        qkv.new_empty(B, N, packed // 3),
+        qkv.new_empty(B, num_heads, N, dtype=torch.float32),
+    )
+
+
+@register_fake(f"{_NAME}_backward")
+def _fake_backward(
+    dout: Tensor,
+    qkv: Tensor,
+    bias: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    num_heads: int,
+    columns: int,
+    window_size: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    return qkv.new_empty(qkv.shape), qkv.new_empty(qkv.shape[-1])
 
 
 _window_attention = Operator(
     _NAME,
     cpu=Implementation(_cpu, _cpu_declines),
+    triton=Implementation(partial(_kernel, "triton"), _triton_declines),
     reference=Implementation(reference.window_attention, always),
 )
 

@@ -1,7 +1,8 @@
 """Every operator in plain PyTorch: what the kernels mean, at any dtype, differentiable."""
 
 from .attention import joint_attention, joint_attention_with_score
-from .depthwise_conv import depthwise_conv3d
+from .depthwise_conv import depthwise_conv3d, depthwise_conv3d_with_moments, moments
+from .layer_norm import layer_norm
 from .linear import feed_forward, linear
 from .patch_embed import patch_embed
 from .query_attention import query_attention
@@ -10,10 +11,13 @@ from .window_attention import window_attention
 
 __all__ = [
     "depthwise_conv3d",
+    "depthwise_conv3d_with_moments",
     "feed_forward",
     "joint_attention",
     "joint_attention_with_score",
+    "layer_norm",
     "linear",
+    "moments",
     "patch_embed",
     "query_attention",
     "token_recover",

@@ -18,3 +18,23 @@ def depthwise_conv3d(
     y = F.conv3d(x.movedim(-1, 1), weight, bias, padding=padding, groups=x.shape[-1])
     y = y.movedim(1, -1)
     return x + y if residual else y
+
+
+def depthwise_conv3d_with_moments(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    residual: bool = False,
+    shift: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``depthwise_conv3d``, and the ``moments`` of its result."""
+    y = depthwise_conv3d(x, weight, bias, residual=residual)
+    return y, moments(y, shift=shift)
+
+
+def moments(y: Tensor, *, shift: Tensor | None = None) -> Tensor:
+    """Every channel's sums of ``y - shift`` and of its square, ``[2, C]``."""
+    y = y.to(torch.promote_types(y.dtype, torch.float32))
+    y = (y if shift is None else y - shift).flatten(0, -2)
+    return torch.stack([y.sum(0), y.square().sum(0)])

@@ -1,0 +1,130 @@
+"""LayerNorm over the channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import checks, reference, triton
+from ..backends import Implementation, Operator, always, needs_grad
+from ..kernels import kernels, register_fake
+
+_NAME = "layer_norm"
+_MAX_CHANNELS = 4096
+
+
+class _LayerNorm(torch.autograd.Function):
+    """Triton's kernels, differentiable once."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return kernels("triton").layer_norm(x, weight, bias, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+        x, weight, *_ = inputs
+        _, mean, rstd = output
+        ctx.save_for_backward(x, weight, mean, rstd)
+        ctx.mark_non_differentiable(mean, rstd)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        want_input, want_weight, want_bias, _ = ctx.needs_input_grad
+        dx, dw, db = kernels("triton").layer_norm_backward(
+            dy, *ctx.saved_tensors, want_input, want_weight or want_bias
+        )
+        return (
+            dx if want_input else None,
+            dw if want_weight else None,
+            db if want_bias else None,
+            None,
+        )
+
+
+def _triton(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5
+) -> Tensor:
+    if needs_grad(x, weight, bias):
+        return _LayerNorm.apply(x, weight, bias, eps)[0]
+    return kernels("triton").layer_norm(x, weight, bias, eps)[0]
+
+
+def _cpu_declines(x: Tensor, *_: Any, **__: Any) -> str | None:
+    return None if x.device.type == "cpu" else f"x is on {x.device}"
+
+
+def _triton_declines(x: Tensor, *_: Any, **__: Any) -> str | None:
+    if x.shape[-1] > _MAX_CHANNELS:
+        return f"C is {x.shape[-1]}, expected at most {_MAX_CHANNELS}"
+    return triton.declines(x)
+
+
+@register_fake(_NAME)
+def _fake(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    statistics = [x.new_empty(x.shape[:-1].numel(), dtype=torch.float32) for _ in range(2)]
+    return x.new_empty(x.shape), *statistics
+
+
+@register_fake(f"{_NAME}_backward")
+def _fake_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    want_input: bool,
+    want_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    parameter = x if weight is None else weight
+    size = x.shape[-1] if want_weight else 0
+    return (
+        x.new_empty(x.shape if want_input else 0),
+        parameter.new_empty(size),
+        parameter.new_empty(size),
+    )
+
+
+_layer_norm = Operator(
+    _NAME,
+    cpu=Implementation(reference.layer_norm, _cpu_declines),
+    triton=Implementation(_triton, _triton_declines),
+    reference=Implementation(reference.layer_norm, always),
+)
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5
+) -> Tensor:
+    """Normalise over the last axis; ``F.layer_norm(x, x.shape[-1:], weight, bias, eps)``.
+
+    Autocast changes nothing: the result has ``x``'s dtype, statistics are kept in float32.
+
+    Args:
+        x: ``[..., C]``, any strides.
+        weight: ``[C]``, in ``x``'s dtype, or float32 beside an ``x`` of 16 bits.
+        bias: ``[C]``, likewise.
+        eps: added to the variance.
+
+    Returns:
+        ``[..., C]`` in ``x``'s dtype.
+
+    Raises:
+        ValueError: a shape or device that does not fit.
+        TypeError: a dtype that does not fit.
+    """
+    checks.floating(_NAME, "x", x)
+    checks.at_least_1d(_NAME, "x", x)
+    for name, vector in (("weight", weight), ("bias", bias)):
+        if vector is not None:
+            checks.shape(_NAME, name, vector, [x.shape[-1]])
+            if x.element_size() > 2 or vector.dtype != torch.float32:
+                checks.alike(_NAME, ("x", x), **{name: vector})
+    checks.alongside(_NAME, ("x", x), weight=weight, bias=bias)
+    return _layer_norm(x, weight, bias, eps=eps)
