@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -75,3 +76,11 @@ def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
         t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
         for t in tensors
     )
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """Autocast switched off for the device of ``tensor``, where there is autocast."""
+    device = tensor.device.type
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)

@@ -32,6 +32,7 @@ class _JointAttention(torch.autograd.Function):
         qkv, *ctx.options, ctx.backend = inputs
         ctx.save_for_backward(qkv, *output)
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -57,13 +58,17 @@ class _JointAttentionWithScore(torch.autograd.Function):
         out, _, lse = output
         ctx.save_for_backward(qkv, out, lse)
         ctx.mark_non_differentiable(lse)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dout: Tensor, dscore: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        dqkv = _with_score(ctx.backend)[1](
-            dout.contiguous(), dscore.contiguous(), *ctx.saved_tensors, *ctx.options
-        )
+    def backward(
+        ctx: Any, dout: Tensor | None, dscore: Tensor | None, _: None
+    ) -> tuple[Tensor | None, ...]:
+        qkv, out, lse = ctx.saved_tensors
+        dout = torch.zeros_like(out) if dout is None else dout.contiguous()
+        dscore = lse.new_zeros(qkv.shape[:2]) if dscore is None else dscore.contiguous()
+        dqkv = _with_score(ctx.backend)[1](dout, dscore, qkv, out, lse, *ctx.options)
         return dqkv, None, None, None, None
 
 

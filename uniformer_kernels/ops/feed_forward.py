@@ -107,6 +107,7 @@ class _WideFeedForward(torch.autograd.Function):
         _, z = output
         ctx.save_for_backward(x, fc1_weight, fc2_weight, z)
         ctx.mark_non_differentiable(z)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

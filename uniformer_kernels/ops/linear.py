@@ -85,6 +85,7 @@ class _TritonLinear(torch.autograd.Function):
         _, z = output
         ctx.save_for_backward(x, weight, z)
         ctx.mark_non_differentiable(z)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -70,6 +70,7 @@ class _PatchEmbed(torch.autograd.Function):
         _, *saved = output
         ctx.save_for_backward(x, weight, norm_weight, *saved)
         ctx.mark_non_differentiable(*saved)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -38,6 +38,7 @@ class _NormalisedPooling(torch.autograd.Function):
         rows, tokens, _, ctx.backend = inputs
         ctx.save_for_backward(rows, tokens, *output)
         ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -124,7 +125,7 @@ def _projected(
 
 
 def _pooled(backend: str, query: Tensor, *args: Any, **options: Any) -> Tensor:
-    with torch.autocast(query.device.type, enabled=False):  # scores keep their precision
+    with checks.without_autocast(query):  # scores keep their precision
         return _projected(backend, query, *args, **options)
 
 

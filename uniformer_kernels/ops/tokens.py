@@ -31,6 +31,7 @@ class _TokenShrink(torch.autograd.Function):
         ctx.prefixed = 0 if prefix is None else prefix.shape[1]
         ctx.save_for_backward(x, importance, output[1])
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

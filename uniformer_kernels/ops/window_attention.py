@@ -36,6 +36,7 @@ class _WindowAttention(torch.autograd.Function):
         qkv, bias, *ctx.options, ctx.backend = inputs
         ctx.save_for_backward(qkv, bias, *output)
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
