@@ -33,6 +33,12 @@ if X86:
         *INSTRUCTION_SETS["avx2"],
         *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
     ]
+# Sets that multiply bfloat16, and the kernels that make use of it.
+BFLOAT16_SETS = {}
+BFLOAT16_KERNELS = {"attention_kernel"}
+if X86:
+    BFLOAT16_SETS["avx512_bf16"] = [*INSTRUCTION_SETS["avx512"], "-mavx512bf16"]
+    BFLOAT16_SETS["amx"] = [*BFLOAT16_SETS["avx512_bf16"], "-mamx-tile", "-mamx-bf16"]
 
 COMMON = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-MMD"]
 # Kernels: fused multiply-adds wherever written; GCC's own headers trip its uninitialised warning.
@@ -57,6 +63,11 @@ def find_nvcc() -> str | None:
             "UNIFORMER_KERNELS_CUDA=1: expected nvcc on PATH or in CUDA_HOME, got none"
         )
     return nvcc
+
+
+def sets_of(kernel: Path) -> dict[str, list[str]]:
+    """The instruction sets a kernel's source is compiled for, with their flags."""
+    return INSTRUCTION_SETS | (BFLOAT16_SETS if kernel.stem in BFLOAT16_KERNELS else {})
 
 
 def commit() -> str:
@@ -100,7 +111,7 @@ class NinjaBuild(build_ext):
             "torch_target": ".".join(map(str, TORCH_TARGET)),
             "compiler": compiler.stdout.splitlines()[0],
             "nvcc": self.nvcc,
-            "instruction_sets": list(INSTRUCTION_SETS),
+            "instruction_sets": [*INSTRUCTION_SETS, *BFLOAT16_SETS],
             "platform": f"{platform.system()} {platform.machine()}",
         }
         text = f'#pragma once\n#define UK_MANIFEST R"json({json.dumps(manifest)})json"\n'
@@ -166,7 +177,7 @@ class NinjaBuild(build_ext):
                     p, [*COMMON, *KERNEL, *include, f"-DUK_ISA={isa}", *flags], f"{p.stem}.{isa}"
                 )
                 for p in kernels
-                for isa, flags in INSTRUCTION_SETS.items()
+                for isa, flags in sets_of(p).items()
             ]
             cuda = self.cuda_sources()
             if cuda:

@@ -42,8 +42,23 @@ int64_t set_tasks(AttentionShape& s, int64_t tile, int64_t wanted) {
 }
 
 template <class S>
+const AttentionKernels<S>& kernels() {
+  return UK_KERNELS(attention_kernels, S);
+}
+
+#ifdef UK_X86
+// The sets that multiply bfloat16 have kernels for nothing else.
+template <>
+const AttentionKernels<bf16>& kernels() {
+  return instruction_set() == InstructionSet::amx           ? amx::attention_kernels<bf16>()
+         : instruction_set() == InstructionSet::avx512_bf16 ? avx512_bf16::attention_kernels<bf16>()
+                                                            : UK_KERNELS(attention_kernels, bf16);
+}
+#endif
+
+template <class S>
 void forward(AttentionShape s, const Tensor& qkv, const Tensor* bias, Tensor& out, Tensor& lse) {
-  const AttentionKernels<S>& kernel = UK_KERNELS(attention_kernels, S);
+  const AttentionKernels<S>& kernel = kernels<S>();
   // Any split gives the same result here, so it may follow the number of threads.
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t tasks = set_tasks(s, kernel.tile, threads == 1 ? 1 : 4 * threads);
@@ -60,12 +75,14 @@ template <class S>
 void backward(AttentionShape s, const Tensor& dout, const Tensor& qkv, const Tensor* bias,
               const Tensor& out, const Tensor& lse, Tensor& dqkv, Tensor& dbias) {
   using H = typename host<S>::type;
-  const AttentionKernels<S>& kernel = UK_KERNELS(attention_kernels, S);
+  const AttentionKernels<S>& kernel = kernels<S>();
   // Partial sums follow this split, so it must not follow the number of threads.
   const int64_t tasks = set_tasks(s, kernel.tile, 10);
   const int64_t width = divide_up(s.d, kernel.padding) * kernel.padding;
   const int64_t chunks = divide_up(s.tokens, s.chunk), C = s.H * s.d;
-  const int64_t half = (s.padded + s.tokens) * width, size = 2 * half;
+  // Windows that are not padded leave the bias's row out, so that theirs end one later.
+  s.rows = s.padded + divide_up(s.padded + s.tokens, kernel.depth) * kernel.depth;
+  const int64_t half = s.rows * width, size = 2 * half;
   const Tensor parts = torch::stable::new_empty(lse, {tasks * size});
   const S* in = static_cast<const S*>(qkv.const_data_ptr());
   const S* pad = bias ? static_cast<const S*>(bias->const_data_ptr()) : nullptr;
@@ -78,25 +95,17 @@ void backward(AttentionShape s, const Tensor& dout, const Tensor& qkv, const Ten
     for (int64_t task = begin; task < end; ++task)
       kernel.backward(s, in, pad, dy, y, sums, dx, partial + task * size, task);
   });
-  // Keys' and values' gradients: the chunks of queries summed in their order.
-  H* result = static_cast<H*>(dqkv.mutable_data_ptr());
+  // Keys' and values' gradients.
   torch::stable::parallel_for(0, s.B * s.H * s.N, 256, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n = i % s.N, h = i / s.N % s.H, b = i / s.N / s.H;
       const int64_t y = n / s.columns, x = n % s.columns, left = x / s.wide * s.wide;
       const int64_t window = (b * s.down + y / s.tall) * s.across + x / s.wide;
       const int64_t token = y % s.tall * std::min(s.wide, s.columns - left) + x - left;
-      for (int64_t third = 1; third <= 2; ++third) {
-        const float* part = partial + (window * s.H + h) * chunks * size + (third - 1) * half +
-                            (s.padded + token) * width;
-        H* row = result + (b * s.N + n) * 3 * C + third * C + h * s.d;
-        const float factor = third == 1 ? s.scale : 1.f;
-        for (int64_t c = 0; c < s.d; ++c) {
-          float sum = 0.f;
-          for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += part[chunk * size + c];
-          row[c] = static_cast<H>(factor * sum);
-        }
-      }
+      const float* dk = partial + (window * s.H + h) * chunks * size + (s.padded + token) * width;
+      S* row = dx + (b * s.N + n) * 3 * C + h * s.d;
+      kernel.sum(dk, chunks, size, s.scale, s.d, row + C);
+      kernel.sum(dk + half, chunks, size, 1.f, s.d, row + 2 * C);
     }
   });
   if (!s.padded) return;

@@ -23,6 +23,7 @@ struct AttentionShape {
   int64_t tokens;       // in the largest window
   int64_t padded;       // 1 where windows reach over the grid, else 0
   int64_t chunk;        // queries in one task, a multiple of the tile
+  int64_t rows;         // of keys in a task's partial sums
 };
 
 // One instruction set's kernels for storage type S.  A task is one (sample, window, head, chunk of
@@ -31,15 +32,26 @@ template <class S>
 struct AttentionKernels {
   int64_t tile;     // queries worked on at a time
   int64_t padding;  // heads are padded to a multiple of this in the partial sums
+  int64_t depth;    // and keys to a multiple of this
   // out [B, N, H, d] = softmax(scale q k') v, lse [B, H, N] = log2 sum exp2 of the scaled scores.
   void (*forward)(const AttentionShape&, const S* qkv, const S* bias, S* out, float* lse,
                   int64_t task);
   // dqkv's third for queries, and this task's part of those for keys and values,
-  // [2, padded + tokens, d padded] with the bias first, from dout and out [B, N, H, d].
+  // [2, rows, d padded] with the bias before the tokens, from dout and out [B, N, H, d].
   void (*backward)(const AttentionShape&, const S* qkv, const S* bias, const S* dout, const S* out,
                    const float* lse, S* dqkv, float* partial, int64_t task);
+  // A row of d numbers: `factor` times the sum of `count` parts' rows, in their order.
+  void (*sum)(const float* part, int64_t count, int64_t stride, float factor, int64_t d, S* row);
 };
 
+namespace amx {
+template <class S>
+const AttentionKernels<S>& attention_kernels();
+}
+namespace avx512_bf16 {
+template <class S>
+const AttentionKernels<S>& attention_kernels();
+}
 namespace avx512 {
 template <class S>
 const AttentionKernels<S>& attention_kernels();

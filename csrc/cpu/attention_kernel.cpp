@@ -1,86 +1,41 @@
 // Joint and window attention in one pass over the keys (online softmax), forward and backward.
 //
 // Scores are kept transposed, [keys, queries]: the vector axis is the queries', so that maxima,
-// sums and rescaling are vertical, keys and values are read as single numbers in the layout they
-// have, and every matrix product of both passes is one small kernel, `product`.
+// sums and rescaling are vertical, keys and values are read as single words, and every matrix
+// product of both passes is one small kernel, `product`.
 
 #include "attention.h"
-#include "vector.h"
+#include "operand.h"
 
 namespace uk::UK_ISA {
 namespace {
 
 constexpr int64_t L = lanes_of<float>;
-constexpr int kVectors = 3;               // vectors of queries in a tile
-constexpr int64_t kTile = kVectors * L;   // queries in a tile
-constexpr int64_t kKeys = 64;             // keys worked on at a time
-constexpr int kSums = UK_VECTOR_REGISTERS == 32 ? 24 : 12;  // vectors of sums in registers
+template <class N>
+constexpr int64_t kTile = (kWord<N> == 1 ? 3 : 6) * L;  // queries worked on at a time
+template <class N>
+constexpr int64_t kKeys = kWord<N> == 1 ? 64 : 96;  // and keys
+template <class N>
+constexpr int64_t kStep = L * kWord<N>;  // channels, and queries computed, are a multiple of this
+constexpr float kSlack = 8.f;  // what scores may exceed the softmax's shift by, in powers of two
 constexpr float kLog2e = 1.44269504088896341f;
 
-// out[r][:] (+)= sum over i < n of a[r * row + i * step] * b[i][:], for ROWS rows of VECTORS.
-// What is in `out` is added last: block by block, long sums keep their digits.
-template <int ROWS, int VECTORS>
-void product_tile(const float* a, int64_t row, int64_t step, const float* b, int64_t ldb, int64_t n,
-                  float* out, int64_t ldo, bool accumulate) {
-  vec<float> sum[ROWS][VECTORS];
-#pragma GCC unroll 24
-  for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; ++v) sum[r][v] = vec<float>{};
-  for (int64_t i = 0; i < n; ++i, a += step, b += ldb) {
-    vec<float> right[VECTORS];
-#pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; ++v) right[v] = load_once(b + v * L);
-#pragma GCC unroll 24
-    for (int r = 0; r < ROWS; ++r) {
-      const vec<float> left = broadcast_once(a + r * row);
-#pragma GCC unroll 4
-      for (int v = 0; v < VECTORS; ++v) sum[r][v] += left * right[v];
-    }
-  }
-#pragma GCC unroll 24
-  for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; ++v) {
-      if (accumulate) sum[r][v] += load(out + r * ldo + v * L);
-      store(out + r * ldo + v * L, sum[r][v]);
-    }
-}
+UK_INLINE int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 
-template <int ROWS, int VECTORS>
-void product_rows(int64_t rows, const float* a, int64_t row, int64_t step, const float* b,
-                  int64_t ldb, int64_t n, float* out, int64_t ldo, bool accumulate) {
-  for (; rows >= ROWS; rows -= ROWS, a += ROWS * row, out += ROWS * ldo)
-    product_tile<ROWS, VECTORS>(a, row, step, b, ldb, n, out, ldo, accumulate);
-  if constexpr (ROWS > 1)
-    if (rows)
-      product_rows<ROWS / 2, VECTORS>(rows, a, row, step, b, ldb, n, out, ldo, accumulate);
-}
+UK_INLINE vec<float> maximum(vec<float> a, vec<float> b) { return a < b ? b : a; }
 
-// The same for any number of rows and a width of whole vectors.
-void product(int64_t rows, int64_t width, const float* a, int64_t row, int64_t step, const float* b,
-             int64_t ldb, int64_t n, float* out, int64_t ldo, bool accumulate) {
-  while (width > 0) {
-    const int64_t vectors = min(width / L, 4);
-    const auto run = vectors == 4   ? product_rows<kSums / 4, 4>
-                     : vectors == 3 ? product_rows<kSums / 3, 3>
-                     : vectors == 2 ? product_rows<kSums / 2, 2>
-                                    : product_rows<kSums / 2, 1>;
-    run(rows, a, row, step, b, ldb, n, out, ldo, accumulate);
-    width -= vectors * L, b += vectors * L, out += vectors * L;
-  }
-}
-
-// 2^x for x <= 0, to float32's precision: 2^round(x) by its exponent bits, the rest by its series.
+// 2^x for x < 126, as precise as numbers N are: 2^round(x) by its exponent bits, the rest by its
+// series.  A NaN stays.
+template <class N>
 UK_INLINE vec<float> exp2(vec<float> x) {
-  x = x < -126.f ? vec<float>{} - 126.f : x;  // a NaN stays
+  static const float lowest = -126.f;
+  x = maximum(x, broadcast_once(&lowest));
   const vec<float> magic = vec<float>{} + 12582912.f;
   const vec<float> shifted = x + magic;
   const vec<float> f = x - (shifted - magic);
-  vec<float> p = vec<float>{} + 1.52527338e-5f;
-  p = p * f + 1.54035304e-4f;
-  p = p * f + 1.33335581e-3f;
-  p = p * f + 9.61812911e-3f;
+  vec<float> p = vec<float>{} + 9.61812911e-3f;
+  if constexpr (kWord<N> == 1)
+    p += ((1.52527338e-5f * f + 1.54035304e-4f) * f + 1.33335581e-3f) * f;
   p = p * f + 5.55041087e-2f;
   p = p * f + 2.40226507e-1f;
   p = p * f + 6.93147181e-1f;
@@ -88,44 +43,13 @@ UK_INLINE vec<float> exp2(vec<float> x) {
   return (vec<float>)((words)p + ((words)shifted << 23));
 }
 
-UK_INLINE vec<float> maximum(vec<float> a, vec<float> b) { return a < b ? b : a; }
-
-// Rows of one third of qkv (or of an output), converted and padded with zeros to `width`.
-template <class S>
-void pack_rows(const S* in, int64_t stride, int64_t rows, int64_t d, float* out, int64_t width) {
-  for (int64_t i = 0; i < rows; ++i, in += stride, out += width) {
-    int64_t c = 0;
-    for (; c + L <= d; c += L) store(out + c, load(in + c));
-    if (c < d) store(out + c, load_some<float>(in + c, d - c, 1)), c += L;
-    for (; c < width; c += L) store(out + c, vec<float>{});
-  }
-}
-
-// out [d, kTile] = factor * rows' [count, ld], zero where there is no row.
-void transpose(const float* rows, int64_t ld, int64_t count, int64_t d, float factor, float* out) {
-  for (int64_t c = 0; c < d; ++c) {
-    for (int64_t i = 0; i < count; ++i) out[c * kTile + i] = factor * rows[i * ld + c];
-    for (int64_t i = count; i < kTile; ++i) out[c * kTile + i] = 0.f;
-  }
-}
-
-// rows [count, d] at `stride` = factor[i] * in' [d, kTile].
-template <class S>
-void store_transposed(const float* in, const float* factor, int64_t count, int64_t d, S* rows,
-                      int64_t stride, float* line) {
-  for (int64_t i = 0; i < count; ++i) {
-    for (int64_t c = 0; c < d; ++c) line[c] = in[c * kTile + i] * factor[i];
-    int64_t c = 0;
-    for (; c + L <= d; c += L) store(rows + i * stride + c, load(line + c));
-    if (c < d) store_some<float>(rows + i * stride + c, load(line + c), d - c);
-  }
-}
-
 // Where a task's sample, window, head and queries lie.
+template <class N>
 struct Task {
-  int64_t b, h, begin, end, width, sample, head;
+  int64_t b, h, begin, end, sample, head;
   int64_t origin, columns, wide;    // the window's first position, the grid's and its own width
   int64_t tokens, missing, padded;  // in the window, beyond the grid, 1 where any are
+  int64_t keys, width;              // the bias's and the tokens', and channels, with their padding
 
   Task(const AttentionShape& s, int64_t task) {
     const int64_t chunks = (s.tokens + s.chunk - 1) / s.chunk;
@@ -141,7 +65,8 @@ struct Task {
     missing = s.tall * s.wide - tokens;
     padded = missing > 0;
     end = min(begin + s.chunk, tokens);
-    width = (s.d + L - 1) / L * L;
+    keys = round_up(padded + tokens, kDepth<N>);
+    width = round_up(s.d, kStep<N>);
     sample = b * s.sample_stride;
     head = h * s.d;
   }
@@ -159,112 +84,259 @@ struct Task {
   }
 };
 
-// Rows of the window's tokens [first, first + count), from where position 0 lies in `in`.
+// A task's working memory, handed out piece by piece; as much as a backward pass takes.
+class Memory {
+ public:
+  template <class N>
+  explicit Memory(const Task<N>& t) {
+    const int64_t keys = round_up(t.keys, kKeys<N>), tile = kTile<N>;
+    const int64_t matrices = (2 * keys + kKeys<N> + 8 * tile) * t.width + 3 * kKeys<N> * tile;
+    next_ = (char*)scratch<float>(matrices + 2 * keys + 4 * tile + 32 * L);
+  }
+
+  template <class T>
+  T* take(int64_t count) {
+    T* piece = (T*)next_;
+    next_ += round_up(count * sizeof(T), UK_VECTOR_BYTES);
+    return piece;
+  }
+
+ private:
+  char* next_;
+};
+
+// Tokens lie too far apart for the processor to foresee the next one.
+constexpr int64_t kAhead = 8;
+
 template <class S>
-void pack_tokens(const Task& t, const S* in, int64_t stride, int64_t first, int64_t count,
-                 int64_t d, float* out) {
+UK_INLINE void prefetch(const S* row, int64_t d) {
+  for (int64_t c = 0; c < d; c += 64 / sizeof(S)) __builtin_prefetch(row + c);
+}
+
+// Rows of the window's tokens [first, first + count), from where position 0 lies in `in`.
+template <class S, class N>
+void pack_tokens(const AttentionShape& s, const Task<N>& t, const S* in, int64_t stride,
+                 int64_t first, int64_t count, N* out) {
   t.stretches(first, count, [&](int64_t i, int64_t position, int64_t length) {
-    pack_rows(in + position * stride, stride, length, d, out + i * t.width, t.width);
+    for (const int64_t end = i + length; i < end; ++i, ++position) {
+      const S* row = in + position * stride;
+      prefetch(row + kAhead * stride, s.d);
+      pack_row(row, s.d, out + i * t.width, t.width);
+    }
   });
 }
 
-// The window's keys (third 1) or values (third 2), behind the bias's where the window is padded.
-template <class S>
-void pack_keys(const AttentionShape& s, const Task& t, const S* qkv, const S* bias, int64_t third,
-               float* out) {
-  const int64_t own = third * s.H * s.d + t.head;
-  if (t.padded) pack_rows(bias + own, 0, 1, s.d, out, t.width), out += t.width;
-  pack_tokens(t, qkv + t.sample + own, s.token_stride, 0, t.tokens, s.d, out);
+// A matrix on the left of `product`.
+template <class N>
+struct Left {
+  const N* data;
+  int64_t row, step;
+};
+
+// `product` with it.
+template <class N>
+void multiply(int64_t rows, int64_t width, const Left<N>& a, const N* b, int64_t ldb, int64_t n,
+              float* out, int64_t ldo, bool accumulate) {
+  product(rows, width, a.data, a.row, a.step, b, ldb * kWord<N>, n, out, ldo, accumulate);
 }
 
-// What padding adds to the first key's scores, `lanes` of them: it stands for all that is missing.
-void count_missing(const Task& t, int64_t lanes, float* scores) {
-  if (!t.padded) return;
-  const float log2 = __builtin_log2f(static_cast<float>(t.missing));
-  for (int64_t q = 0; q < lanes; q += L) store(scores + q, load(scores + q) + log2);
+// The window's keys or values, the bias's before them where the window is padded, zeros behind.
+template <class N>
+class Keys {
+ public:
+  Keys(const Task<N>& t, Memory& memory) : rows_(memory.take<N>(capacity(t) * t.width)) {}
+
+  // From the third 1 of qkv, or the third 2.
+  template <class S>
+  void pack(const AttentionShape& s, const Task<N>& t, const S* qkv, const S* bias, int64_t third) {
+    const int64_t own = third * s.H * s.d + t.head, all = t.padded + t.tokens;
+    const S* in = qkv + t.sample + own;
+    if (t.padded) pack_row(bias + own, s.d, rows_, t.width);
+    pack_tokens(s, t, in, s.token_stride, 0, t.tokens, rows_ + t.padded * t.width);
+    __builtin_memset(rows_ + all * t.width, 0, (capacity(t) - all) * t.width * sizeof(N));
+  }
+
+  // Comes before `columns`: in a word of theirs lie two keys.
+  void pack_columns(const Task<N>& t, Memory& memory) {
+    if constexpr (kWord<N> == 2) {
+      columns_ = memory.take<N>(capacity(t) * t.width);
+      N* pairs = memory.take<N>(kKeys<N> * t.width);
+      for (int64_t key = 0; key < t.keys; key += kKeys<N>) {
+        pair_rows(rows_ + key * t.width, kKeys<N>, t.width, pairs);
+        transpose(pairs, t.width, kKeys<N> / 2, t.width, columns_ + key * t.width, kKeys<N> / 2);
+      }
+    }
+  }
+
+  // A block of keys as [keys, channels], and as [channels, keys].
+  Left<N> rows(const Task<N>& t, int64_t key) const {
+    return {rows_ + key * t.width, t.width, kWord<N>};
+  }
+  Left<N> columns(const Task<N>& t, int64_t key) const {
+    if constexpr (kWord<N> == 1) return {rows_ + key * t.width, 1, t.width};
+    return {columns_ + key * t.width, kKeys<N>, kWord<N>};
+  }
+
+ private:
+  static int64_t capacity(const Task<N>& t) { return round_up(t.keys, kKeys<N>); }
+
+  N *rows_, *columns_ = nullptr;
+};
+
+// A tile of queries, or of the output's gradients, zeros behind them: as they lie, and as operands
+// on the right of products over channels and over queries.
+template <class N>
+struct Queries {
+  N *rows, *over_channels, *over_queries;
+
+  Queries(const Task<N>& t, Memory& memory)
+      : rows(memory.take<N>(kTile<N> * t.width)),
+        over_channels(memory.take<N>(kTile<N> * t.width)),
+        over_queries(kWord<N> == 1 ? rows : memory.take<N>(kTile<N> * t.width)) {}
+
+  template <class S>
+  void pack(const AttentionShape& s, const Task<N>& t, const S* in, int64_t stride, int64_t first,
+            int64_t count) {
+    pack_tokens(s, t, in, stride, first, count, rows);
+    __builtin_memset(rows + count * t.width, 0, (kTile<N> - count) * t.width * sizeof(N));
+    const int64_t across = t.width / kWord<N>;
+    transpose(rows, across, kTile<N>, across, over_channels, kTile<N>);
+    if constexpr (kWord<N> == 2) pair_rows(rows, kTile<N>, t.width, over_queries);
+  }
+};
+
+// What is added to each key's scores: the bias stands for all that is missing, and keys that only
+// fill the last word get no weight.
+template <class N>
+const float* pack_offsets(const Task<N>& t, Memory& memory) {
+  float* offset = memory.take<float>(t.keys);
+  const int64_t all = t.padded + t.tokens;
+  for (int64_t i = 0; i < t.keys; ++i) offset[i] = i < all ? 0.f : -__builtin_inff();
+  if (t.padded) offset[0] = __builtin_log2f(static_cast<float>(t.missing));
+  return offset;
 }
 
-// One tile of queries against `keys` keys: the online softmax's step.  scores [keys, kTile] become
-// weights exp2(score - top); what was summed before is to be multiplied by `shrink`.
-void soften(float* scores, int64_t keys, int64_t lanes, float* top, float* total, float* shrink) {
+// One tile of queries against `keys` keys: the online softmax's step.  scores [keys, kTile], still
+// to be multiplied by `scale`, become weights exp2(score - top), word by word.  `top` follows the
+// maximum at a distance, so that the sums are seldom rescaled: returns whether they have to be
+// multiplied by `shrink`.
+template <class N>
+bool soften(float* scores, int64_t keys, int64_t lanes, float scale, const float* offset,
+            float* top, float* total, float* shrink) {
+  words moved = {};
   for (int64_t q = 0; q < lanes; q += L) {
     const vec<float> old = load(top + q);
-    vec<float> now = old;
-    for (int64_t i = 0; i < keys; ++i) now = maximum(now, load(scores + i * kTile + q));
+    vec<float> most[kWord<N>];
+    for (int64_t j = 0; j < kWord<N>; ++j) most[j] = old;
+    for (int64_t i = 0; i < keys; i += kWord<N>)
+      for (int64_t j = 0; j < kWord<N>; ++j)
+        most[j] = maximum(most[j], load(scores + (i + j) * kTile<N> + q) * scale + offset[i + j]);
+    vec<float> now = most[0];
+    for (int64_t j = 1; j < kWord<N>; ++j) now = maximum(now, most[j]);
+    now = now > old + kSlack ? now : old;
     vec<float> sum = {};
-    for (int64_t i = 0; i < keys; ++i) {
-      const vec<float> p = exp2(load(scores + i * kTile + q) - now);
-      store(scores + i * kTile + q, p);
-      sum += p;
+    N* out = (N*)(scores + q);
+    for (int64_t i = 0; i < keys; i += kWord<N>, out += kTile<N> * kWord<N>) {
+      vec<float> p[kWord<N>];
+      for (int64_t j = 0; j < kWord<N>; ++j) {
+        p[j] = exp2<N>(load(scores + (i + j) * kTile<N> + q) * scale + (offset[i + j] - now));
+        sum += p[j];
+      }
+      store_words(out, p);
     }
-    const vec<float> factor = exp2(old - now);
+    const vec<float> factor = exp2<N>(old - now);
+    moved |= (words)(factor != 1.f);
     store(shrink + q, factor);
     store(top + q, now);
     store(total + q, load(total + q) * factor + sum);
   }
+  bool any = false;
+  for (int64_t lane = 0; lane < L; ++lane) any |= moved[lane] != 0;
+  return any;
 }
 
-// out [d, kTile] = shrink * out + part.  Adding blocks of keys, not keys, keeps digits.
-void combine(float* out, const float* shrink, const float* part, int64_t d, int64_t lanes) {
+// in [d, tile] *= factor.
+void rescale(float* in, const float* factor, int64_t d, int64_t tile, int64_t lanes) {
   for (int64_t q = 0; q < lanes; q += L) {
-    const vec<float> factor = load(shrink + q);
-    for (int64_t i = q; i < d * kTile; i += kTile)
-      store(out + i, load(out + i) * factor + load(part + i));
+    const vec<float> by = load(factor + q);
+    for (int64_t i = q; i < d * tile; i += tile) store(in + i, load(in + i) * by);
+  }
+}
+
+// A row of d numbers: `factor` times the sum of `count` rows padded to whole vectors.
+template <class S>
+void sum_rows(const float* in, int64_t count, int64_t stride, float factor, int64_t d, S* row) {
+  for (int64_t c = 0; c < d; c += L) {
+    vec<float> sum = {};
+    for (int64_t i = 0; i < count; ++i) sum += load(in + i * stride + c);
+    c + L <= d ? store(row + c, sum * factor) : store_some<float>(row + c, sum * factor, d - c);
   }
 }
 
 template <class S>
 void forward(const AttentionShape& s, const S* qkv, const S* bias, S* out, float* lse,
              int64_t index) {
-  const Task t(s, index);
-  const int64_t width = t.width, C = s.H * s.d, all = t.padded + t.tokens;
-  float* memory = scratch<float>(2 * all * width + kTile * (width + 3 * s.d + kKeys + 3) + width);
-  float* k = memory;
-  float* v = k + all * width;
-  float* q = v + all * width;          // [kTile, width]
-  float* qt = q + kTile * width;       // [d, kTile]
-  float* ot = qt + kTile * s.d;        // [d, kTile]
-  float* part = ot + kTile * s.d;      // [d, kTile]
-  float* scores = part + kTile * s.d;  // [kKeys, kTile]
-  float* top = scores + kTile * kKeys;
-  float* total = top + kTile;
-  float* factor = total + kTile;
-  float* line = factor + kTile;
-  pack_keys(s, t, qkv, bias, 1, k);
-  pack_keys(s, t, qkv, bias, 2, v);
-  for (int64_t first = t.begin; first < t.end; first += kTile) {
-    const int64_t count = min(kTile, t.end - first), lanes = (count + L - 1) / L * L;
-    pack_tokens(t, qkv + t.sample + t.head, s.token_stride, first, count, s.d, q);
-    transpose(q, width, count, s.d, s.scale * kLog2e, qt);
-    for (int64_t i = 0; i < kTile; ++i) top[i] = -__builtin_inff(), total[i] = 0.f;
-    __builtin_memset(ot, 0, s.d * kTile * sizeof(float));
-    for (int64_t key = 0; key < all; key += kKeys) {
-      const int64_t keys = min(kKeys, all - key);
-      product(keys, lanes, k + key * width, width, 1, qt, kTile, s.d, scores, kTile, false);
-      if (key == 0) count_missing(t, lanes, scores);
-      soften(scores, keys, lanes, top, total, factor);
-      product(s.d, lanes, v + key * width, 1, width, scores, kTile, keys, part, kTile, false);
-      combine(ot, factor, part, s.d, lanes);
+  using N = typename operand<S>::type;
+  constexpr int64_t tile = kTile<N>;
+  const TileRegisters registers;
+  const Task<N> t(s, index);
+  const int64_t width = t.width, C = s.H * s.d, depth = round_up(s.d, kDepth<N>);
+  Memory memory(t);
+  Keys<N> k(t, memory), v(t, memory);
+  Queries<N> q(t, memory);
+  float* sums = memory.take<float>(width * tile);
+  float* rows = memory.take<float>(width * tile);
+  float* scores = memory.take<float>(kKeys<N> * tile);
+  float* top = memory.take<float>(tile);
+  float* total = memory.take<float>(tile);
+  float* factor = memory.take<float>(tile);
+  const float* offset = pack_offsets(t, memory);
+  k.pack(s, t, qkv, bias, 1);
+  v.pack(s, t, qkv, bias, 2);
+  v.pack_columns(t, memory);
+  for (int64_t first = t.begin; first < t.end; first += tile) {
+    const int64_t count = min(tile, t.end - first), lanes = round_up(count, kStep<N>);
+    q.pack(s, t, qkv + t.sample + t.head, s.token_stride, first, count);
+    for (int64_t i = 0; i < tile; ++i) top[i] = -__builtin_inff(), total[i] = 0.f;
+    __builtin_memset(sums, 0, width * tile * sizeof(float));
+    for (int64_t key = 0; key < t.keys; key += kKeys<N>) {
+      const int64_t keys = min(kKeys<N>, t.keys - key);
+      multiply(keys, lanes, k.rows(t, key), q.over_channels, tile, depth, scores, tile, false);
+      if (soften<N>(scores, keys, lanes, s.scale * kLog2e, offset + key, top, total, factor))
+        rescale(sums, factor, s.d, tile, lanes);
+      multiply(s.d, lanes, v.columns(t, key), (N*)scores, tile, keys, sums, tile, true);
     }
-    for (int64_t i = 0; i < count; ++i) factor[i] = 1.f / total[i];
+    transpose(sums, tile, width, tile, rows, width);
     t.stretches(first, count, [&](int64_t i, int64_t position, int64_t length) {
-      S* rows = out + (t.b * s.N + position) * C + t.head;
-      store_transposed(ot + i, factor + i, length, s.d, rows, C, line);
-      float* row = lse + (t.b * s.H + t.h) * s.N + position;
-      for (int64_t j = 0; j < length; ++j) row[j] = top[i + j] + __builtin_log2f(total[i + j]);
+      for (const int64_t end = i + length; i < end; ++i, ++position) {
+        S* row = out + (t.b * s.N + position) * C + t.head;
+        sum_rows(rows + i * width, 1, 0, 1.f / total[i], s.d, row);
+        lse[(t.b * s.H + t.h) * s.N + position] = top[i] + __builtin_log2f(total[i]);
+      }
     });
   }
 }
 
-// P = exp2(scores - lse) into `weights`; dS = P (dP - delta) into `gradient`, which holds dP.
-void soften_backward(float* weights, float* gradient, int64_t keys, int64_t lanes, const float* lse,
+// P = exp2(scores - lse) into `weights`, dS = P (dP - delta) into `gradient`, which held scores and
+// dP: rows [keys, kTile] of numbers N at the same stride in bytes, and dS also word by word.
+template <class N>
+void soften_backward(float* weights, float* gradient, N* gradient_words, int64_t keys,
+                     int64_t lanes, float scale, const float* offset, const float* lse,
                      const float* delta) {
   for (int64_t q = 0; q < lanes; q += L) {
     const vec<float> top = load(lse + q), shift = load(delta + q);
-    for (int64_t i = q; i < keys * kTile; i += kTile) {
-      const vec<float> p = exp2(load(weights + i) - top);
-      store(weights + i, p);
-      store(gradient + i, p * (load(gradient + i) - shift));
+    for (int64_t i = 0; i < keys; i += kWord<N>) {
+      vec<float> ds[kWord<N>];
+      for (int64_t j = 0; j < kWord<N>; ++j) {
+        float* w = weights + (i + j) * kTile<N>;
+        float* g = gradient + (i + j) * kTile<N>;
+        const vec<float> p = exp2<N>(load(w + q) * scale + (offset[i + j] - top));
+        ds[j] = p * (load(g + q) - shift);
+        // Never ahead of what is still to be read: q numbers N end no later than q floats.
+        store((N*)w + q, p);
+        store((N*)g + q, ds[j]);
+      }
+      if constexpr (kWord<N> == 2) store_words(gradient_words + i * kTile<N> + 2 * q, ds);
     }
   }
 }
@@ -272,65 +344,70 @@ void soften_backward(float* weights, float* gradient, int64_t keys, int64_t lane
 template <class S>
 void backward(const AttentionShape& s, const S* qkv, const S* bias, const S* dout, const S* out,
               const float* lse, S* dqkv, float* partial, int64_t index) {
-  const Task t(s, index);
-  const int64_t width = t.width, C = s.H * s.d, all = t.padded + t.tokens;
-  float* memory = scratch<float>(2 * all * width + kTile * (2 * width + 3 * s.d + 2 * kKeys + 3) +
-                                 3 * width);
-  float* k = memory;
-  float* v = k + all * width;
-  float* q = v + all * width;             // [kTile, width]
-  float* dy = q + kTile * width;          // [kTile, width]
-  float* qt = dy + kTile * width;         // [d, kTile]
-  float* dyt = qt + kTile * s.d;          // [d, kTile]
-  float* dqt = dyt + kTile * s.d;         // [d, kTile]
-  float* weights = dqt + kTile * s.d;     // [kKeys, kTile]
-  float* gradient = weights + kTile * kKeys;
-  float* top = gradient + kTile * kKeys;
-  float* delta = top + kTile;
-  float* factor = delta + kTile;
-  float* line = factor + kTile;
-  const int64_t part = (s.padded + s.tokens) * width;
+  using N = typename operand<S>::type;
+  constexpr int64_t tile = kTile<N>;
+  const TileRegisters registers;
+  const Task<N> t(s, index);
+  const int64_t width = t.width, C = s.H * s.d, depth = round_up(s.d, kDepth<N>);
+  Memory memory(t);
+  Keys<N> k(t, memory), v(t, memory);
+  Queries<N> q(t, memory), dy(t, memory);
+  float* dq = memory.take<float>(width * tile);
+  float* rows = memory.take<float>(width * tile);
+  float* weights = memory.take<float>(kKeys<N> * tile);
+  float* gradient = memory.take<float>(kKeys<N> * tile);
+  N* words = kWord<N> == 1 ? (N*)gradient : memory.take<N>(kKeys<N> * tile);
+  float* top = memory.take<float>(tile);
+  float* delta = memory.take<float>(tile);
+  N* line = memory.take<N>(width);
+  const float* offset = pack_offsets(t, memory);
+  const int64_t part = s.rows * width;
   float* dk = partial + (s.padded - t.padded) * width;
   float* dv = dk + part;
   __builtin_memset(partial, 0, 2 * part * sizeof(float));
-  pack_keys(s, t, qkv, bias, 1, k);
-  pack_keys(s, t, qkv, bias, 2, v);
-  for (int64_t i = 0; i < kTile; ++i) factor[i] = s.scale;
-  for (int64_t first = t.begin; first < t.end; first += kTile) {
-    const int64_t count = min(kTile, t.end - first), lanes = (count + L - 1) / L * L;
+  k.pack(s, t, qkv, bias, 1);
+  k.pack_columns(t, memory);
+  v.pack(s, t, qkv, bias, 2);
+  for (int64_t first = t.begin; first < t.end; first += tile) {
+    const int64_t count = min(tile, t.end - first), lanes = round_up(count, kStep<N>);
     const int64_t base = t.b * s.N * C + t.head;
-    pack_tokens(t, qkv + t.sample + t.head, s.token_stride, first, count, s.d, q);
-    pack_tokens(t, dout + base, C, first, count, s.d, dy);
-    __builtin_memset(q + count * width, 0, (kTile - count) * width * sizeof(float));
-    __builtin_memset(dy + count * width, 0, (kTile - count) * width * sizeof(float));
-    transpose(q, width, count, s.d, s.scale * kLog2e, qt);
-    transpose(dy, width, count, s.d, 1.f, dyt);
-    for (int64_t i = count; i < kTile; ++i) delta[i] = top[i] = 0.f;
+    q.pack(s, t, qkv + t.sample + t.head, s.token_stride, first, count);
+    dy.pack(s, t, dout + base, C, first, count);
+    for (int64_t i = count; i < tile; ++i) delta[i] = top[i] = 0.f;
     t.stretches(first, count, [&](int64_t i, int64_t position, int64_t length) {
       for (const int64_t end = i + length; i < end; ++i, ++position) {
-        pack_rows(out + base + position * C, C, 1, s.d, line, width);
+        prefetch(out + base + (position + kAhead) * C, s.d);
+        pack_row(out + base + position * C, s.d, line, width);
         vec<float> dot = {};
-        for (int64_t c = 0; c < width; c += L) dot += load(line + c) * load(dy + i * width + c);
+        const N* row = dy.rows + i * width;
+        for (int64_t c = 0; c < width; c += L) dot += load(line + c) * load(row + c);
         float sum = 0.f;
         for (int64_t lane = 0; lane < L; ++lane) sum += dot[lane];
         delta[i] = sum;
         top[i] = lse[(t.b * s.H + t.h) * s.N + position];
       }
     });
-    __builtin_memset(dqt, 0, s.d * kTile * sizeof(float));
-    for (int64_t key = 0; key < all; key += kKeys) {
-      const int64_t keys = min(kKeys, all - key);
-      product(keys, lanes, k + key * width, width, 1, qt, kTile, s.d, weights, kTile, false);
-      if (key == 0) count_missing(t, lanes, weights);
-      product(keys, lanes, v + key * width, width, 1, dyt, kTile, s.d, gradient, kTile, false);
-      soften_backward(weights, gradient, keys, lanes, top, delta);
-      product(s.d, lanes, k + key * width, 1, width, gradient, kTile, keys, dqt, kTile, true);
-      product(keys, width, weights, kTile, 1, dy, width, count, dv + key * width, width, true);
-      product(keys, width, gradient, kTile, 1, q, width, count, dk + key * width, width, true);
+    __builtin_memset(dq, 0, width * tile * sizeof(float));
+    // As many as there are queries, or a few zeros more.
+    const int64_t queries = round_up(count, kDepth<N>);
+    for (int64_t key = 0; key < t.keys; key += kKeys<N>) {
+      const int64_t keys = min(kKeys<N>, t.keys - key);
+      const Left<N> p = {(N*)weights, tile * kWord<N>, kWord<N>};
+      const Left<N> ds = {(N*)gradient, tile * kWord<N>, kWord<N>};
+      multiply(keys, lanes, k.rows(t, key), q.over_channels, tile, depth, weights, tile, false);
+      multiply(keys, lanes, v.rows(t, key), dy.over_channels, tile, depth, gradient, tile, false);
+      soften_backward<N>(weights, gradient, words, keys, lanes, s.scale * kLog2e, offset + key, top,
+                         delta);
+      multiply(s.d, lanes, k.columns(t, key), words, tile, keys, dq, tile, true);
+      multiply(keys, width, p, dy.over_queries, width, queries, dv + key * width, width, true);
+      multiply(keys, width, ds, q.over_queries, width, queries, dk + key * width, width, true);
     }
+    transpose(dq, tile, width, tile, rows, width);
     t.stretches(first, count, [&](int64_t i, int64_t position, int64_t length) {
-      S* rows = dqkv + (t.b * s.N + position) * 3 * C + t.head;
-      store_transposed(dqt + i, factor, length, s.d, rows, 3 * C, line);
+      for (const int64_t end = i + length; i < end; ++i, ++position) {
+        S* row = dqkv + (t.b * s.N + position) * 3 * C + t.head;
+        sum_rows(rows + i * width, 1, 0, s.scale, s.d, row);
+      }
     });
   }
 }
@@ -339,12 +416,16 @@ void backward(const AttentionShape& s, const S* qkv, const S* bias, const S* dou
 
 template <class S>
 const AttentionKernels<S>& attention_kernels() {
-  static constexpr AttentionKernels<S> kernels = {kTile, L, forward<S>, backward<S>};
+  using N = typename operand<S>::type;
+  static constexpr AttentionKernels<S> kernels = {kTile<N>, kStep<N>, kDepth<N>, forward<S>,
+                                                  backward<S>, sum_rows<S>};
   return kernels;
 }
 
-template const AttentionKernels<float>& attention_kernels();
 template const AttentionKernels<bf16>& attention_kernels();
+#if !defined(__AVX512BF16__)
+template const AttentionKernels<float>& attention_kernels();
 template const AttentionKernels<f16>& attention_kernels();
+#endif
 
 }  // namespace uk::UK_ISA

@@ -39,7 +39,7 @@ inline void check(bool fits, const char* what) {
 // The table `kernels<S>()` of the instruction set this processor runs.
 #ifdef UK_X86
 #define UK_KERNELS(kernels, S)                                                     \
-  (instruction_set() == InstructionSet::avx512 ? avx512::kernels<S>()              \
+  (instruction_set() >= InstructionSet::avx512 ? avx512::kernels<S>()              \
    : instruction_set() == InstructionSet::avx2 ? avx2::kernels<S>()                \
                                                : portable::kernels<S>())
 #else

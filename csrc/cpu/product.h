@@ -7,7 +7,9 @@
 
 namespace uk::UK_ISA {
 
-UK_INLINE vec<float> multiply_add(vec<float> a, vec<float> b, vec<float> sum) { return a * b + sum; }
+UK_INLINE vec<float> multiply_add(vec<float> a, vec<float> b, vec<float> sum) {
+  return a * b + sum;
+}
 
 #if defined(__AVX512BF16__)
 UK_INLINE words load_once(const bf16* p) {
@@ -39,8 +41,8 @@ constexpr int64_t kWord = 4 / sizeof(N);  // numbers in a word
 template <class N>
 constexpr int64_t kDepth = kWord<N>;  // the numbers a reduction runs over are a multiple of this
 
-// out[r][:] (+)= sum over the n / kWord words i of a[r * row + i * step] * b[i][:], for ROWS rows of
-// VECTORS; strides are in numbers.
+// out[r][:] (+)= sum over the n / kWord words i of a[r * row + i * step] * b[i][:], for ROWS rows
+// of VECTORS; strides are in numbers.
 // What is in `out` is added last: block by block, long sums keep their digits.
 template <int ROWS, int VECTORS, class N>
 void product_tile(const N* a, int64_t row, int64_t step, const N* b, int64_t ldb, int64_t n,

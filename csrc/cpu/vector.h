@@ -57,6 +57,12 @@ UK_INLINE vec<float> load(const bf16* p) {
   return (vec<float>)bits;
 }
 
+#if defined(__AVX512BF16__)
+UK_INLINE void store(bf16* p, vec<float> v) {
+  const __m256bh out = _mm512_cvtneps_pbh((__m512)v);
+  __builtin_memcpy(p, &out, sizeof(out));
+}
+#else
 // Round to nearest even; a NaN keeps its upper bits and a set quiet bit, so it stays one.
 UK_INLINE void store(bf16* p, vec<float> v) {
   words bits = (words)v, upper = bits >> 16;
@@ -64,6 +70,7 @@ UK_INLINE void store(bf16* p, vec<float> v) {
   half_words out = __builtin_convertvector(v == v ? rounded : upper | 0x40, half_words);
   __builtin_memcpy(p, &out, sizeof(out));
 }
+#endif
 
 #if defined(__AVX512F__)
 UK_INLINE vec<float> load(const f16* p) {

@@ -26,12 +26,22 @@ pybind11::dict cpu_features() {
   return features;
 }
 
+// From the least to the best.
+pybind11::list instruction_sets() {
+  pybind11::list names;
+  for (const uk::InstructionSet set : uk::kInstructionSets)
+    if (set <= uk::best_instruction_set()) names.append(uk::name(set));
+  return names;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_introspect, m) {
   m.doc() = "Build manifest and processor features of uniformer_kernels.";
   m.def("manifest", [] { return UK_MANIFEST; }, "The build manifest, as JSON.");
   m.def("cpu_features", &cpu_features, "Instruction-set extensions of this processor.");
+  m.def("instruction_sets", &instruction_sets,
+        "The compilations of the CPU kernels that this processor runs, the best one last.");
   m.def("instruction_set", [] { return uk::name(uk::instruction_set()); },
         "The compilation of the CPU kernels that is used.");
 }

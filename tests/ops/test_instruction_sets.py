@@ -19,12 +19,25 @@ sys.exit(pytest.main(sys.argv[2:]))
 """
 
 
-@pytest.mark.parametrize("instruction_set", ["avx2", "portable"])
-@pytest.mark.parametrize("operator", ["depthwise_conv", "attention", "window_attention"])
+OPERATORS = {  # tests of the operators whose kernels differ there
+    "amx": ["attention", "attention_bfloat16", "window_attention"],
+    "avx512_bf16": ["attention", "attention_bfloat16", "window_attention"],
+    "avx512": ["attention_bfloat16"],
+    "avx2": ["depthwise_conv", "attention", "attention_bfloat16", "window_attention"],
+    "portable": ["depthwise_conv", "attention", "attention_bfloat16", "window_attention"],
+}
+
+
+@pytest.mark.parametrize(
+    ("operator", "instruction_set"),
+    [(operator, name) for name, operators in OPERATORS.items() for operator in operators],
+)
 def test_lesser_instruction_sets(operator: str, instruction_set: str) -> None:
     """The operator's tests of the ``cpu`` backend again."""
-    if instruction_set != "portable" and not _introspect.cpu_features().get(instruction_set):
+    if instruction_set not in _introspect.instruction_sets():
         pytest.skip("not of this processor")
+    if instruction_set == _introspect.instruction_set():
+        pytest.skip("not a lesser one")
     tests = Path(__file__).with_name(f"test_{operator}.py")
     command = [sys.executable, "-c", RUN, instruction_set, str(tests), "-k", "cpu-"]
     environment = os.environ | {"UNIFORMER_KERNELS_CPU": instruction_set}

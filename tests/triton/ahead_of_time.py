@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,40 +32,53 @@ _COMPILER_OPTIONS = ("num_warps", "num_stages")
 
 @dataclass(frozen=True)
 class Variant:
-    """What of a launch the compiler sees; launches of one variant share a binary."""
+    """What of a launch the compiler sees; its text leaves out what it makes of single sizes."""
 
     kernel: Any
     types: tuple[tuple[str, str], ...]
     constants: tuple[tuple[str, Any], ...]
+    ones: tuple[str, ...]
     aligned: tuple[str, ...]
     options: tuple[tuple[str, Any], ...]
 
     @classmethod
     def of(cls, launch: Launch) -> Variant:
-        """As ``JITFunction.run`` specialises: on ones, on multiples of 16, on nothing at all."""
+        """As ``JITFunction.run`` specialises: on ones, and on multiples of 16."""
         given = dict(zip(launch.kernel.arg_names, launch.args, strict=False)) | launch.options
-        types, constants, aligned = [], [], []
+        types, constants, ones, aligned = [], [], [], []
         for parameter in launch.kernel.params:
             name, value = parameter.name, given.get(parameter.name, parameter.default)
-            special = not parameter.do_not_specialize
-            one = special and type(value) is int and value == 1
-            if parameter.is_constexpr or value is None or one:
+            if parameter.is_constexpr or value is None:
                 types.append((name, "constexpr"))
                 constants.append((name, value))
                 continue
             types.append((name, _type(value)))
-            if isinstance(value, torch.Tensor) or (_type(value)[0] == "i" and value % 16 == 0):
+            if isinstance(value, torch.Tensor):
+                aligned.append(name)
+            elif type(value) is int and value == 1:
+                ones.append(name)
+            elif type(value) is int and value % 16 == 0:
                 aligned.append(name)
         options = [(name, given[name]) for name in _COMPILER_OPTIONS if name in given]
-        return cls(launch.kernel, tuple(types), tuple(constants), tuple(aligned), tuple(options))
+        parts = types, constants, ones, aligned, options
+        return cls(launch.kernel, *map(tuple, parts))
+
+    @property
+    def file(self) -> str:
+        """The kernel's module, by its last name."""
+        return self.kernel.fn.__module__.rpartition(".")[2]
+
+    @property
+    def source(self) -> str:
+        """Of all compiled functions the kernel's module has or imports."""
+        module = sys.modules[self.kernel.fn.__module__]
+        functions = (f for f in vars(module).values() if isinstance(f, triton.JITFunction))
+        return "\n".join(sorted(f.src for f in functions))
 
     def __str__(self) -> str:
         types = [f"{name}: {kind[1:]}" for name, kind in self.types if kind[0] == "*"]
         constants = [f"{name}={value}" for name, value in self.constants + self.options]
-        strided = [name for name, kind in self.types if kind[0] == "i" and name not in self.aligned]
-        file = self.kernel.fn.__module__.rpartition(".")[2]
-        name = f"{file}.{self.kernel.fn.__name__}"
-        return f"{name}({', '.join(types + constants + strided)})"
+        return f"{self.file}.{self.kernel.fn.__name__}({', '.join(types + constants)})"
 
 
 def _type(value: Any) -> str:
@@ -90,10 +104,11 @@ class Binary:
 def build(variant: Variant, architecture: str) -> Binary:
     """Compile for an architecture; no GPU is needed."""
     names = list(variant.kernel.arg_names)
+    constants = dict(variant.constants) | dict.fromkeys(variant.ones, 1)
     source = ASTSource(
         fn=variant.kernel,
-        signature=dict(variant.types),
-        constexprs={(names.index(name),): value for name, value in variant.constants},
+        signature={k: "constexpr" if k in constants else kind for k, kind in variant.types},
+        constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned},
     )
     target = GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
