@@ -8,7 +8,7 @@ with constant weights only. All matrices are float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,10 @@ _HIDDEN = 2**21  # hidden activations that exist at once: they stay in the cache
 _LIBRARY = torch.library.Library("uniformer_kernels", "FRAGMENT")
 _LIBRARY.define("product(Tensor x, Tensor weight, Tensor? bias, bool gelu) -> Tensor")
 _LIBRARY.define(
+    "convolution(Tensor x, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding) "
+    "-> Tensor"
+)
+_LIBRARY.define(
     "feed_forward(Tensor x, Tensor fc1_weight, Tensor? fc1_bias, Tensor fc2_weight, "
     "Tensor? fc2_bias, str activation, Tensor? residual) -> Tensor"
 )
@@ -38,9 +42,9 @@ _HAS = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_line
 
 
 def serves(x: Tensor) -> bool:
-    """Whether products of these rows go through here."""
+    """Whether products of these rows, on a CPU, go through here."""
     loaded = _extension.missing is None  # the weight gradient's kernel
-    return _HAS and loaded and x.dtype == torch.float32 and x.numel() > 0
+    return _HAS and loaded and x.is_cpu and x.dtype == torch.float32 and x.numel() > 0
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
@@ -56,6 +60,17 @@ def weight_gradient(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 @register_fake("weight_gradient")
 def _fake_weight_gradient(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(dy.shape[1], x.shape[1]), x.new_empty(dy.shape[1])
+
+
+def convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+) -> Tensor:
+    """``conv3d`` of channels-last maps ``[B, T, H, W, C]``, without gradients."""
+    return torch.ops.uniformer_kernels.convolution(x, weight, bias, stride, padding)
 
 
 def rows(x: Tensor) -> Tensor:
@@ -85,6 +100,25 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False)
 @register_fake("product")
 def _fake_product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
+
+
+@torch.library.impl(_LIBRARY, "convolution", "CPU")
+def _convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]
+) -> Tensor:
+    # Of a single clip PyTorch itself takes any map for too small, and is four times slower without.
+    x = x.movedim(-1, 1).contiguous(memory_format=torch.channels_last_3d)
+    y = torch.mkldnn_convolution(x, weight, bias, padding, stride, (1, 1, 1), 1)
+    return y.movedim(1, -1).contiguous()
+
+
+@register_fake("convolution")
+def _fake_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]
+) -> Tensor:
+    axes = zip(x.shape[1:4], weight.shape[2:], stride, padding, strict=True)
+    sizes = [(size + 2 * pad - kernel) // step + 1 for size, kernel, step, pad in axes]
+    return x.new_empty(x.shape[0], *sizes, weight.shape[0])
 
 
 # The feed-forward network by parts of its rows: the hidden activations are the widest tensor of any

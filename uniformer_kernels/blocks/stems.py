@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import onednn
+from ..backends import needs_grad
 from ..ops import patch_embed
 from .norms import batch_norm
 from .parameters import Affine, BatchNorm, LayerNorm
@@ -81,14 +83,9 @@ def _conv_norm(x: Tensor, conv: Affine, norm: BatchNorm, stride: Sequence[int]) 
     if len(stride) == 2:
         x = x.squeeze(1).movedim(-1, 1).contiguous(memory_format=torch.channels_last)
         x = F.conv2d(x, *conv, stride=stride, padding=1).movedim(1, -1).unsqueeze(1)
+    elif onednn.serves(x) and not needs_grad(x, *conv):
+        x = onednn.convolution(x, *conv, stride, (1, 1, 1))
     else:
         x = x.movedim(-1, 1).contiguous(memory_format=torch.channels_last_3d)
-        x = _conv3d(x, conv, stride).movedim(1, -1)
+        x = F.conv3d(x, *conv, stride=stride, padding=1).movedim(1, -1)
     return batch_norm(x, norm) if norm.training else x
-
-
-def _conv3d(x: Tensor, conv: Affine, stride: Sequence[int]) -> Tensor:
-    if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        # Of a single clip PyTorch takes any map for too small, and is four times slower without.
-        return torch.mkldnn_convolution(x, *conv, (1, 1, 1), stride, (1, 1, 1), 1)
-    return F.conv3d(x, *conv, stride=stride, padding=1)

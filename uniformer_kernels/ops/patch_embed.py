@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import checks, reference, triton
+from .. import checks, onednn, reference, triton
 from ..backends import Implementation, Operator, always, needs_grad
 from ..kernels import kernels, register_fake
 from .linear import _before_activation, _cpu_declines, _cpu_linear
@@ -40,9 +40,12 @@ def _cpu_patch_embed(
     padding: Sequence[int] = (0, 0, 0),
     eps: float = 1e-5,
 ) -> Tensor:
-    patches = _patches(x, weight.shape[2:], stride, padding)
-    rows = patches.reshape(*patches.shape[:4], weight[0].numel())
-    y = _cpu_linear(rows, weight.movedim(1, -1).reshape(weight.shape[0], -1), bias)
+    if onednn.serves(x) and not needs_grad(x, weight, bias):
+        y = onednn.convolution(x, weight, bias, stride, padding)
+    else:  # the backward of a product is faster than that of a convolution
+        patches = _patches(x, weight.shape[2:], stride, padding)
+        rows = patches.reshape(*patches.shape[:4], weight[0].numel())
+        y = _cpu_linear(rows, weight.movedim(1, -1).reshape(weight.shape[0], -1), bias)
     return y if norm_weight is None else F.layer_norm(y, y.shape[-1:], norm_weight, norm_bias, eps)
 
 
