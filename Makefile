@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(shell find csrc -type f) setup.py
 
-.PHONY: setup build demo test lint bench gpu report clean
+.PHONY: setup build demo test budgets lint bench gpu report clean
 
 setup: .venv/installed
 build: .venv/built
@@ -25,8 +25,20 @@ build: .venv/built
 demo: build
 	$(BIN)/python -m uniformer demo $(if $(VIDEO),"$(VIDEO)") $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
 
-test: build lint
+test: build lint .venv/oldest
 	$(BIN)/python -m pytest
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(INTERPRETED)
+	TRITON_INTERPRET=1 PYTHONPATH=.venv/oldest $(BIN)/python -m pytest $(INTERPRETED)
+
+# The Triton kernels run in its interpreter, under the newest and the oldest version they support.
+INTERPRETED := tests/ops tests/triton
+.venv/oldest: .venv/installed
+	$(BIN)/pip install --quiet --no-deps --target $@.new triton==3.6.0 numpy==2.3.5
+	rm -rf $@ && mv $@.new $@
+
+# What every Triton kernel needs on every architecture: after changing one.
+budgets: setup
+	$(BIN)/python -m tests.triton.budgets
 
 lint: setup
 	$(BIN)/ruff check .

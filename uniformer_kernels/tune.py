@@ -115,7 +115,7 @@ _GLOBAL = [  # grid and heads
 ]
 
 
-def _models(batch: int, dtype: torch.dtype) -> None:
+def operators(batch: int, dtype: torch.dtype) -> None:
     """UniFormer's operators on meta tensors."""
 
     def new(*shape: int) -> Tensor:
@@ -165,7 +165,7 @@ def main() -> None:
     calls = [
         call
         for dtype in (torch.bfloat16, torch.float32)
-        for call in calls_of(partial(_models, options.batch, dtype))
+        for call in calls_of(partial(operators, options.batch, dtype))
     ]
     rows = tune(calls, device, partial(do_bench, return_mode="median"))
     tuning.rewrite(tuning.architecture(device), rows)

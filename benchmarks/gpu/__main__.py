@@ -33,13 +33,14 @@ COMMANDS: dict[str, list[str]] = {
     "sanitize": ["compute-sanitizer", "--error-exitcode", "1", *_TESTS, "-x", "-k", _SMALL],
 }
 LIMITS = {  # seconds; 9 minutes together
-    "build": 90,
-    "check": 110,
-    "ceilings": 20,
-    "operators": 110,
+    "build": 60,
+    "compile": 90,
+    "ceilings": 15,
+    "operators": 90,
     "launches": 25,
-    "models": 125,
-    "sanitize": 60,
+    "models": 120,
+    "check": 90,
+    "sanitize": 50,
 }
 
 

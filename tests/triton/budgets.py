@@ -1,6 +1,6 @@
 """What every shipped kernel may use: ``make budgets`` rewrites ``budgets.json``.
 
-The variants are those of some workloads in ``models.py``, planned for every architecture; a row has
+The variants are those of some workloads in ``benchmarks/workloads.py``, planned for every architecture; a row has
 registers, stack, shared memory and whether there are tensor-core instructions. Compiling all of
 them takes a quarter of an hour, so only those whose file has changed are compiled again.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.triton.ahead_of_time import ARCHITECTURES, Binary, Variant, build
-from tests.triton.models import BUDGETED
+from benchmarks.workloads import BUDGETED
 
 FILE = Path(__file__).with_name("budgets.json")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.triton.models import WORKLOADS, Workload
+from benchmarks.workloads import WORKLOADS, Workload
 
 # Our kernels and PyTorch's operators; the official code's forward of UniFormer-S has 308 of them.
 COUNTS = {}
