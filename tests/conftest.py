@@ -23,6 +23,11 @@ settings.load_profile("interpreted" if INTERPRETED else "repeatable")
 _BACKENDS = ["triton"] if INTERPRETED else ["reference", "cpu"]
 _NOT_INTERPRETED = ("is float64", "is bfloat16, which Triton's interpreter computes wrongly")
 
+if INTERPRETED:
+    from tests.interpreter import hasten
+
+    hasten()
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if INTERPRETED:

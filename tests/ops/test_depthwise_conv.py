@@ -85,7 +85,7 @@ def test_edge_shapes(shape, dtype, backend) -> None:
 @pytest.mark.parametrize("kernel", [(1, 1, 1), (3, 3, 3), (1, 5, 5), (5, 5, 5), (1, 1, 7)], ids=str)
 def test_every_width(kernel, backend) -> None:
     """Column tiles of any size leave every possible remainder."""
-    for W in (1, 2, 5, 40) if INTERPRETED else range(1, 41):
+    for W in (1, 2, 5) if INTERPRETED else range(1, 41):
         hold((1, 2, 3, W, 5), kernel)
 
 
@@ -135,10 +135,10 @@ def test_output_is_channels_last() -> None:
 @pytest.mark.parametrize(
     ("kernel", "tile"),
     [
-        ((3, 3, 3), {"ROWS": 4, "COLUMNS": 7, "BLOCK_C": 16, "SLOTS": 4}),
-        ((5, 5, 5), {"ROWS": 4, "COLUMNS": 5, "BLOCK_C": 32, "SLOTS": 16}),
-        ((3, 1, 1), {"ROWS": 8, "COLUMNS": 2, "BLOCK_C": 32, "SLOTS": 8}),
-        ((1, 3, 5), {"ROWS": 1, "COLUMNS": 1, "BLOCK_C": 32, "SLOTS": 64}),
+        ((3, 3, 3), {"ROWS": 2, "COLUMNS": 5, "BLOCK_C": 16, "SLOTS": 4}),
+        ((5, 5, 5), {"ROWS": 2, "COLUMNS": 3, "BLOCK_C": 16, "SLOTS": 8}),
+        ((3, 1, 1), {"ROWS": 8, "COLUMNS": 2, "BLOCK_C": 16, "SLOTS": 8}),
+        ((1, 3, 5), {"ROWS": 1, "COLUMNS": 1, "BLOCK_C": 16, "SLOTS": 32}),
     ],
     ids=str,
 )
@@ -148,7 +148,7 @@ def test_tiles(kernel, tile, backend) -> None:
 
     gradient = depthwise_conv_gradient.OPTIONS.trying(**tile)
     with depthwise_conv.OPTIONS.trying(**tile), gradient:
-        hold((2, 2, 7, 9, 34), kernel)
+        hold((2, 2, 5, 9, 18), kernel)
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
@@ -371,17 +371,18 @@ def reached(at: Tensor, kernel) -> Tensor:
 @pytest.mark.parametrize(
     "kernel", [(3, 3, 3), (1, 1, 7), (3, 1, 1), *([] if INTERPRETED else [(5, 5, 5)])], ids=str
 )
-@pytest.mark.parametrize("at", [(0, 0, 0, 0, 0), (1, 2, 4, 8, 17), (2, 5, 9, 16, 34)], ids=str)
+@pytest.mark.parametrize("place", [0, 0.5, 1])
 @pytest.mark.parametrize(
     "value", [float("nan"), *([] if INTERPRETED else [float("inf"), -float("inf")])]
 )
-def test_spreads_as_far_as_the_kernel_reaches(value, at, kernel, dtype, backend) -> None:
+def test_spreads_as_far_as_the_kernel_reaches(value, place, kernel, dtype, backend) -> None:
     """To the window around it in its own channel, and no sample, channel or row further."""
-    shape = (3, 6, 10, 17, 35)
+    shape = (2, 5, 6, 9, 5) if INTERPRETED else (3, 6, 10, 17, 35)
+    at = tuple(int((size - 1) * place) for size in shape)
     marked = torch.zeros(shape, dtype=torch.bool)
     marked[at] = True
     spread = reached(marked, kernel)
-    ok = {"x": draw(*shape, dtype=dtype), "weight": draw(35, 1, *kernel, dtype=dtype)}
+    ok = {"x": draw(*shape, dtype=dtype), "weight": draw(shape[-1], 1, *kernel, dtype=dtype)}
     dy = draw(*shape, dtype=dtype)
     bad_x = ok | {"x": ok["x"].masked_fill(marked, value)}
     bad_dy = dy.masked_fill(marked, value)

@@ -13,6 +13,7 @@ from torch.autograd import gradcheck
 
 from tests.contract import DTYPES, check, draw, evaluate, within
 from tests.ops.calls import CALLS, Call
+from uniformer_kernels.triton import INTERPRETED
 
 every_operator = pytest.mark.parametrize("call", CALLS, ids=lambda call: call.operator)
 
@@ -50,7 +51,9 @@ def test_any_choice_of_gradients(call: Call, backend: str) -> None:
     inputs = call.inputs()
     dy = draw(*call.kernel(**inputs).shape)
     everything = evaluate(call.kernel, inputs, upstream=lambda _: dy)
-    for count in range(len(inputs)):
+    # The interpreter gets them one by one, and all but one.
+    counts = sorted({0, 1, len(inputs) - 1}) if INTERPRETED else range(len(inputs))
+    for count in counts:
         for needs in combinations(inputs, count):
             some = evaluate(call.kernel, inputs, upstream=lambda _: dy, needs=needs)
             assert some.keys() == {"output", *needs}
@@ -139,11 +142,10 @@ def test_bitwise_repeatable(call: Call, backend: str) -> None:
     inputs = call.inputs()
     dy = draw(*call.kernel(**inputs).shape)
     results = []
-    for threads in (1, 1, 2, 2):
+    for threads in (1, 1) if INTERPRETED else (1, 1, 2, 2):  # it has no threads
         torch.set_num_threads(threads)
         results.append(evaluate(call.kernel, inputs, upstream=lambda _: dy))
-    assert same(results[0], results[1])
-    assert same(results[2], results[3])
+    assert all(map(same, results[::2], results[1::2]))
 
 
 @every_operator

@@ -110,7 +110,7 @@ def test_equals_the_definition(dtype, backend) -> None:
 )
 def test_positions_that_the_dtype_cannot_count(dtype, N, backend) -> None:
     """bfloat16 counts to 256, float16 to 2048: positions must never be such numbers."""
-    x, importance = draw(2, N, 3, dtype=dtype), importance_of(2, N)
+    x, importance = draw(1, N, 3, dtype=dtype), importance_of(1, N)
     tokens, index = token_shrink(x, importance, N // 2)
     want = importance.topk(N // 2).indices.sort().values
     assert torch.equal(index, want)
@@ -336,7 +336,7 @@ def _round(x: Tensor, importance: Tensor, dy: Tensor) -> list[bytes]:
 def test_same_bits_for_any_number_of_threads(backend) -> None:
     inputs = draw(2, 300, 33), importance_of(2, 300), draw(2, 300, 33)
     results = []
-    for threads in (1, 2, 3, 2):
+    for threads in (1, 2) if INTERPRETED else (1, 2, 3, 2):
         torch.set_num_threads(threads)
         results.append(_round(*inputs))
     if backend == "reference":  # PyTorch's own sums may follow the threads

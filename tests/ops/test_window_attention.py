@@ -40,7 +40,7 @@ def hold(grid, num_heads, d, window_size, *, dtype=torch.float32, qkv=None, scal
     [
         ((1, 1, 14, 14), 2, 32, 14),  # one whole window
         ((1, 1, 18, 20), 1, 28, 14),  # whole and cut ones, several tiles of queries
-        ((2, 1, 4, 6), 3, 1, 2),  # whole ones only
+        ((1, 1, 4, 6), 2, 1, 2),  # whole ones only
         ((1, 3, 5, 7), 2, 5, 4),  # frames
         ((2, 1, 5, 3), 1, 16, 9),  # larger than the grid
         ((1, 1, 3, 11), 1, 8, 4),  # larger in one axis

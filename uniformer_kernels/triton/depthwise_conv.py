@@ -290,7 +290,7 @@ def tile(x: Tensor, kernel: tuple[int, int, int]) -> dict[str, int]:
     """A good tile: what a lane loads is used often, and little of it lies outside the map."""
     _, kh, kw = kernel
     if INTERPRETED:  # which takes its time per operation, not per lane
-        return {"ROWS": 2, "COLUMNS": 2, "BLOCK_C": 64, "SLOTS": 64, "num_warps": 4}
+        return {"ROWS": 2, "COLUMNS": 2, "BLOCK_C": 64, "SLOTS": 256, "num_warps": 4}
     if kw == 1:
         rows, columns = (8, 7, 5), (2, 1)
     elif kh * kw > 25:
