@@ -20,6 +20,11 @@ _CALLS = {
     "layer_norm": lambda x: (x,),
     "linear": lambda x: (x, x.new_zeros(8, x.shape[-1])),
     "feed_forward": lambda x: (x, x.new_zeros(8, x.shape[-1]), None, x.new_zeros(8, 8), None),
+    "fold_batch_norm": lambda x: (
+        x.new_zeros(8, x.shape[-1]),
+        None,
+        *(x.new_zeros(x.shape[-1]) for _ in range(4)),
+    ),
     "moments": lambda x: (x,),
     "patch_embed": lambda x: (x, x.new_zeros(8, x.shape[-1], 1, 2, 2), None),
     "query_attention": lambda x: (

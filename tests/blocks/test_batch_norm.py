@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from tests.contract import draw
 from uniformer_kernels.blocks import Affine, BatchNorm, batch_norm
+from uniformer_kernels.blocks.norms import norm_then
+from uniformer_kernels.triton import INTERPRETED
 
 NORMS = {
     "default": {},
@@ -89,11 +92,63 @@ def test_a_folded_weight_is_rounded_once() -> None:
     nn.init.normal_(module.running_mean)
     layer = Affine(torch.randn(32, 64), torch.randn(32))
     half = Affine(layer.weight.bfloat16(), layer.bias.bfloat16())
-    scale, shift = BatchNorm.of(module).scale_shift()
-    folded = half.scale_input(scale, shift)
+    _, folded = norm_then(draw(1, 64), BatchNorm.of(module), half)
     assert folded.weight.dtype == folded.bias.dtype == torch.bfloat16
     weight, bias = (t.double() for t in half)
-    exact = weight * scale.double(), bias + weight @ shift.double()
+    scale = (module.running_var.double() + module.eps).rsqrt()
+    exact = weight * scale, bias - weight @ (scale * module.running_mean.double())
     for got, expected in zip(folded, exact, strict=True):
         error = (got.double() - expected).abs()
         assert (error <= 2**-8 * expected.abs() + 1e-5).all()
+
+
+@pytest.mark.parametrize("options", NORMS.values(), ids=NORMS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_folded_steps_and_evaluation_are_the_modules(
+    options: dict, dtype: torch.dtype, backend: str
+) -> None:
+    """Results, gradients and running statistics."""
+    theirs = nn.BatchNorm3d(5, **options, dtype=dtype)
+    if theirs.affine:
+        nn.init.normal_(theirs.weight), nn.init.normal_(theirs.bias)
+    ours, layer = copy.deepcopy(theirs), nn.Linear(5, 4, dtype=dtype)
+    double = dtype == torch.float64
+    tolerance = {"rtol": 1e-9, "atol": 1e-9} if double else {"rtol": 1e-4, "atol": 1e-4}
+    for training in (True, True, False, True):
+        theirs.train(training), ours.train(training)
+        x = (draw(2, 3, 2, 4, 5) * 3 + 1).to(dtype).requires_grad_()
+        expected = layer(theirs(x.movedim(-1, 1)).movedim(1, -1))
+        y, folded = norm_then(x, BatchNorm.of(ours), Affine.of(layer))
+        got = nn.functional.linear(y, *folded)
+        torch.testing.assert_close(got, expected, **tolerance)
+        torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), **tolerance)
+        dy = draw(*got.shape).to(dtype)
+        for a, b in zip(
+            torch.autograd.grad(got, [x, *layer.parameters(), *ours.parameters()], dy),
+            torch.autograd.grad(expected, [x, *layer.parameters(), *theirs.parameters()], dy),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b, **tolerance)
+
+
+@pytest.mark.parametrize("compiler", ["aot_eager", *([] if INTERPRETED else ["inductor"])])
+def test_folded_step_compiles_without_a_graph_break(compiler: str, backend: str) -> None:
+    """Gradients are those before the running statistics move, which they do all the same."""
+    theirs, layer, x = nn.BatchNorm3d(64), nn.Linear(64, 4), draw(2, 3, 2, 4, 64) * 3 + 1
+    ours = copy.deepcopy(theirs)
+
+    def step(x: torch.Tensor, module: nn.Module) -> torch.Tensor:
+        norm = BatchNorm.of(module)
+        y, folded = norm_then(x, norm, Affine.of(layer))
+        return nn.functional.linear(y, *folded)
+
+    torch.compiler.reset()
+    compiled = torch.compile(step, fullgraph=True, backend=compiler)
+    results = []
+    for run, module in ((compiled, ours), (step, theirs)):
+        leaf = x.clone().requires_grad_()
+        y = run(leaf, module)
+        leaves = [leaf, *layer.parameters(), *module.parameters()]
+        results.append([y, *torch.autograd.grad(y.square().mean(), leaves)])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())

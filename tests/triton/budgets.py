@@ -1,8 +1,9 @@
 """What every shipped kernel may use: ``make budgets`` rewrites ``budgets.json``.
 
-The variants are those of some workloads in ``benchmarks/workloads.py``, planned for every architecture; a row has
-registers, stack, shared memory and whether there are tensor-core instructions. Compiling all of
-them takes a quarter of an hour, so only those whose file has changed are compiled again.
+The variants are those of some workloads in ``benchmarks/workloads.py``, planned for every
+architecture; a row has registers, stack, shared memory and whether there are tensor-core
+instructions. Compiling all of them takes a quarter of an hour, so only those whose file has changed
+are compiled again.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from tests.triton.ahead_of_time import ARCHITECTURES, Binary, Variant, build
 from benchmarks.workloads import BUDGETED
+from tests.triton.ahead_of_time import ARCHITECTURES, Binary, Variant, build
 
 FILE = Path(__file__).with_name("budgets.json")
 

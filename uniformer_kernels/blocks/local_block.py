@@ -49,14 +49,14 @@ def local_block(
         ValueError, TypeError: what the operators raise for a shape or dtype that does not fit;
             one value per channel with batch statistics.
     """
-    moments = None
+    moments = shift = None
     if norm1.training:
         shift = norm1.shift(x)
         x, moments = depthwise_conv3d_with_moments(x, *dpe.as_conv3d(), residual=True, shift=shift)
     else:
         x = depthwise_conv3d(x, *dpe.as_conv3d(), residual=True)
     # The padding of DW meets PW1's output, bias included: folding the norm into PW1 is exact.
-    y, pw1 = norm_then(x, norm1, pw1, moments)
+    y, pw1 = norm_then(x, norm1, pw1, moments, shift)
     y = depthwise_conv3d(linear(y, *pw1), *dw.as_conv3d())
     x = add_branch(x, drop_path, linear, y, *layer_scaled(pw2, gamma_1))
     y, fc1 = norm_then(x, norm2, fc1)

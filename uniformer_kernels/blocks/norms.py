@@ -30,18 +30,30 @@ def batch_norm(x: Tensor, norm: BatchNorm) -> Tensor:
 
 
 def norm_then(
-    x: Tensor, norm: BatchNorm, layer: Affine, moments: Tensor | None = None
+    x: Tensor,
+    norm: BatchNorm,
+    layer: Affine,
+    moments: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> tuple[Tensor, Affine]:
     """A tensor and a layer with ``layer'(x') = layer(batch_norm(x))``; the layer is linear.
 
     Statistics, running ones or the batch's, go into the layer's weight, so no normalised tensor is
-    written or kept; the gradient reaches the batch's through their ``moments``, which may be given.
+    written or kept; the gradient reaches the batch's through their ``moments``, which may be given
+    with the ``shift`` they were taken with.
     """
-    layer = layer.as_linear()
+    layer, norm_affine = layer.as_linear(), (norm.weight, norm.bias)
     if not norm.training:
-        return x, layer.scale_input(*norm.scale_shift())
+        statistics = norm.running_mean, norm.running_var
+        weight, bias, _ = ops.fold_batch_norm(*layer, *statistics, *norm_affine, eps=norm.eps)
+        return x, Affine(weight, bias)
     if x.numel() == 0:
         return batch_norm(x, norm), layer
     if moments is None:
-        moments = ops.moments(x, shift=norm.shift(x))
-    return x, layer.scale_input(*norm.batch_scale_shift(moments, x.shape))
+        shift = norm.shift(x)
+        moments = ops.moments(x, shift=shift)
+    weight, bias, found = ops.fold_batch_norm(
+        *layer, shift, moments, *norm_affine, count=norm.count(x), eps=norm.eps
+    )
+    norm.update(found)
+    return x, Affine(weight, bias)

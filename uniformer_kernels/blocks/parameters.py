@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..ops.batch_norm import snapshot
+
 
 class Affine(NamedTuple):
     """A convolution or a linear layer; the weight has the shape its module gives it."""
@@ -33,12 +35,6 @@ class Affine(NamedTuple):
         weight = scale.reshape(-1, *[1] * (self.weight.dim() - 1)) * self.weight
         bias = shift if self.bias is None else scale * self.bias + shift
         return self._cast(weight, bias if isinstance(bias, Tensor) else None)
-
-    def scale_input(self, scale: Tensor, shift: Tensor) -> Affine:
-        """The ``[out, in]`` layer that computes ``layer(scale * x + shift)``."""
-        # Not W @ shift: autocast would compute that in half precision.
-        bias = (self.weight * shift).sum(1)
-        return self._cast(self.weight * scale, bias if self.bias is None else self.bias + bias)
 
     def _cast(self, weight: Tensor, bias: Tensor | None) -> Affine:
         """Scaled in the wider of two dtypes, kept in the layer's."""
@@ -106,49 +102,42 @@ class BatchNorm(NamedTuple):
 
     def scale_shift(self) -> tuple[Tensor, Tensor]:
         """The norm by its running statistics, as ``scale * x + shift``; at least float32."""
-        return self._scale_shift(self.running_mean, self.running_var)
+        var = self.running_var
+        scale = (var.to(torch.promote_types(var.dtype, torch.float32)) + self.eps).rsqrt()
+        if self.weight is not None:
+            scale = self.weight * scale
+        shift = -self.running_mean * scale
+        return scale, shift if self.bias is None else self.bias + shift
 
     def shift(self, x: Tensor) -> Tensor | None:
         """What to take off ``x`` when its moments are summed: the running mean is near the mean."""
         if self.running_mean is None:
             return None
-        # A copy, as the running mean moves on before backward.
-        return self.running_mean.to(torch.promote_types(x.dtype, torch.float32), copy=True)
+        # The running mean moves on before backward.
+        return snapshot(self.running_mean, torch.promote_types(x.dtype, torch.float32))
 
-    def batch_scale_shift(self, moments: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
-        """The norm by the statistics of ``[..., C]`` values, as ``scale * x + shift``.
-
-        Updates the running statistics.
-
-        Args:
-            moments: ``[2, C]``, of the values less ``self.shift``.
-            shape: of the values.
+    def count(self, x: Tensor) -> int:
+        """The values per channel that are behind the statistics of ``[..., C]``.
 
         Raises:
             ValueError: one value per channel.
         """
-        count = shape[:-1].numel()
+        count = x.shape[:-1].numel()
         if count == 1:
             raise ValueError(
                 "Expected more than 1 value per channel when training, "
-                f"got input size {list(shape)}"
+                f"got input size {list(x.shape)}"
             )
-        shifted, square = moments / count
-        var = (square - shifted.square()).clamp(min=0)
-        mean = shifted if self.running_mean is None else shifted + self.running_mean
-        if self.running_mean is not None:
-            with torch.no_grad():
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-                unbiased = var * (count / (count - 1))
-                self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
-        return self._scale_shift(mean, var)
+        return count
 
-    def _scale_shift(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        scale = (var.to(torch.promote_types(var.dtype, torch.float32)) + self.eps).rsqrt()
-        if self.weight is not None:
-            scale = self.weight * scale
-        shift = -mean * scale
-        return scale, shift if self.bias is None else self.bias + shift
+    def update(self, statistics: Tensor) -> None:
+        """Move any running statistics towards a batch's mean and unbiased variance."""
+        if self.running_mean is None:
+            return
+        running = [self.running_mean, self.running_var]
+        with torch.no_grad():
+            # One launch on a GPU.
+            torch._foreach_lerp_(running, list(statistics.to(running[0].dtype)), self.momentum)
 
 
 def _is_distributed() -> bool:

@@ -1,7 +1,7 @@
 """The public operators: shapes, checks, choice of backend, autograd. One file each."""
 
 from .attention import joint_attention, joint_attention_with_score
-from .batch_norm import moments
+from .batch_norm import fold_batch_norm, moments
 from .depthwise_conv import depthwise_conv3d, depthwise_conv3d_with_moments
 from .feed_forward import feed_forward
 from .layer_norm import layer_norm
@@ -15,6 +15,7 @@ __all__ = [
     "depthwise_conv3d",
     "depthwise_conv3d_with_moments",
     "feed_forward",
+    "fold_batch_norm",
     "joint_attention",
     "joint_attention_with_score",
     "layer_norm",

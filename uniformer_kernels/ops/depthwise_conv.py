@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import _extension, checks, reference, triton
 from ..backends import Implementation, Operator, always, needs_grad
 from ..kernels import kernels, register_fake
+from .batch_norm import moments
 
 _NAME = "depthwise_conv3d"
 _WITH_MOMENTS = "depthwise_conv3d_with_moments"
@@ -73,9 +74,17 @@ class _WithMoments(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor, dmoments: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, shift, y = ctx.saved_tensors
         want_input, want_weight, want_bias, *_ = ctx.needs_input_grad
-        dsum, dsquares = dmoments
-        centred = y.to(dmoments.dtype) if shift is None else y - shift
-        dy = torch.addcmul(dy + dsum, centred, 2 * dsquares).to(y.dtype)
+        channels = y.shape[4]
+        dy = (
+            kernels(ctx.backend)
+            .moments_backward(
+                dy.reshape(-1, channels).contiguous(),
+                y.reshape(-1, channels),
+                shift,
+                dmoments.contiguous(),
+            )
+            .view(y.shape)
+        )
         dx, dw, db = kernels(ctx.backend).depthwise_conv3d_backward(
             dy, x, weight, ctx.residual, want_input, want_weight or want_bias
         )
@@ -113,7 +122,7 @@ def _compute_with_moments(
     if backend == "triton":
         return kernels(backend).depthwise_conv3d_with_moments(x, weight, bias, residual, shift)
     y = kernels(backend).depthwise_conv3d(x, weight, bias, residual)
-    return y, reference.moments(y, shift=shift)
+    return y, kernels(backend).moments(y.view(-1, y.shape[4]), shift)
 
 
 def _kernel_with_moments(
@@ -245,10 +254,10 @@ def depthwise_conv3d_with_moments(
         checks.alongside(_WITH_MOMENTS, ("x", x), shift=shift)
         if shift.dtype != _statistics(x):
             raise TypeError(f"{_WITH_MOMENTS}: shift: expected {_statistics(x)}, got {shift.dtype}")
-        shift = shift.detach()
+        shift = shift.detach().contiguous()
     if residual and stream.dtype != x.dtype:
         y = stream + _depthwise_conv3d(x, weight, bias)
-        return y, reference.moments(y, shift=shift)
+        return y, moments(y, shift=shift)
     return _depthwise_conv3d_with_moments(x, weight, bias, residual=residual, shift=shift)
 
 

@@ -1,7 +1,8 @@
 """Every operator in plain PyTorch: what the kernels mean, at any dtype, differentiable."""
 
 from .attention import joint_attention, joint_attention_with_score
-from .depthwise_conv import depthwise_conv3d, depthwise_conv3d_with_moments, moments
+from .batch_norm import fold_batch_norm, moments
+from .depthwise_conv import depthwise_conv3d, depthwise_conv3d_with_moments
 from .layer_norm import layer_norm
 from .linear import feed_forward, linear
 from .patch_embed import patch_embed
@@ -13,6 +14,7 @@ __all__ = [
     "depthwise_conv3d",
     "depthwise_conv3d_with_moments",
     "feed_forward",
+    "fold_batch_norm",
     "joint_attention",
     "joint_attention_with_score",
     "layer_norm",

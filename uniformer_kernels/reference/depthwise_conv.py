@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .batch_norm import moments
+
 
 def depthwise_conv3d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, residual: bool = False
@@ -31,10 +33,3 @@ def depthwise_conv3d_with_moments(
     """``depthwise_conv3d``, and the ``moments`` of its result."""
     y = depthwise_conv3d(x, weight, bias, residual=residual)
     return y, moments(y, shift=shift)
-
-
-def moments(y: Tensor, *, shift: Tensor | None = None) -> Tensor:
-    """Every channel's sums of ``y - shift`` and of its square, ``[2, C]``."""
-    y = y.to(torch.promote_types(y.dtype, torch.float32))
-    y = (y if shift is None else y - shift).flatten(0, -2)
-    return torch.stack([y.sum(0), y.square().sum(0)])

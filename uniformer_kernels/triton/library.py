@@ -25,6 +25,19 @@ _SCHEMAS = {  # by the file that implements them
         "joint_attention_with_score_backward(Tensor dout, Tensor dscore, Tensor qkv, Tensor out, "
         "Tensor lse, int num_heads, int? queries, float scale) -> Tensor",
     ),
+    "batch_norm": (
+        "moments(Tensor x, Tensor? shift) -> Tensor",
+        "moments_backward(Tensor? dy, Tensor x, Tensor? shift, Tensor dmoments) -> Tensor",
+        # The variance and the mean, or a batch's moments less that mean: then its own, and its
+        # unbiased variance, are the third result, which backward takes for the mean.
+        "fold_batch_norm(Tensor weight, Tensor? bias, Tensor? mean, Tensor statistics, "
+        "Tensor? norm_weight, Tensor? norm_bias, int? count, float eps) -> "
+        "(Tensor, Tensor, Tensor)",
+        # Gradients of weight, statistics, norm_weight and norm_bias.
+        "fold_batch_norm_backward(Tensor? dfolded, Tensor? dfolded_bias, Tensor weight, "
+        "Tensor? mean, Tensor statistics, Tensor? norm_weight, Tensor? norm_bias, int? count, "
+        "float eps) -> (Tensor, Tensor, Tensor, Tensor)",
+    ),
     "depthwise_conv": (
         "depthwise_conv3d(Tensor x, Tensor weight, Tensor? bias, bool residual) -> Tensor",
         # And the sums of y - shift and of its square over all but channels, [2, C].
