@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -68,3 +69,13 @@ def saved_bytes(call: Callable[[], Any], parameters: Iterable[Tensor] = ()) -> i
         result = call()  # alive until counted, so that no address is used twice
     del result
     return sum(size for pointer, size in sizes.items() if pointer not in own)
+
+
+if __name__ == "__main__":
+    from . import models
+
+    for build in (models.small, models.xxs):
+        modules, clip = build(1)
+        for name, module in modules.items():
+            kept = saved_bytes(partial(module.train(), clip), module.parameters())
+            print(f"{build.__name__:<8}{name:<24}{kept / 1e6:8.0f} MB")
