@@ -102,8 +102,8 @@ def report() -> str:
                 b: operator.reason(b, *_CALLS[name](x), **_KEYWORDS.get(name, {})) for b in BACKENDS
             }
             serving = chosen_backend() or next(b for b, reason in reasons.items() if reason is None)
-            lines.append(f"  {name:<18}{device:<6}{serving}")
-            lines.extend(f"  {'':<24}{b}: {reason}" for b, reason in reasons.items() if reason)
+            lines.append(f"  {name:<31}{device:<6}{serving}")
+            lines.extend(f"  {'':<37}{b}: {reason}" for b, reason in reasons.items() if reason)
     return "\n".join(lines)
 
 

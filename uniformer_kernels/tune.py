@@ -149,10 +149,35 @@ def operators(batch: int, dtype: torch.dtype) -> None:
         results.append(
             ops.feed_forward(tokens, *dense(C, 4 * C), *dense(4 * C, C), residual=tokens)
         )
+    results += _others(batch, new, dense)
+    torch.autograd.backward(results, [torch.empty_like(result) for result in results])
+
+
+def _others(
+    batch: int,
+    new: Callable[..., Tensor],
+    dense: Callable[[int, int], tuple[Tensor, Tensor]],
+) -> list[Tensor]:
+    """Operators of one family each: windows, hourglass blocks, UniFormerV2, batch statistics."""
     qkv = new(1, 1, 50, 80, 3 * 320)
-    results.append(ops.window_attention(qkv, new(3 * 320), 5, 14))
-    for result in results:
-        result.backward(torch.empty_like(result))
+    results = [ops.window_attention(qkv, new(3 * 320), 5, 14)]
+
+    tokens = new(batch, 800, 224)
+    importance = tokens.detach().new_empty(batch, 800, dtype=torch.float32)
+    kept, index = ops.token_shrink(tokens, importance, 400, prefix=new(batch, 1, 224))
+    results.append(ops.token_recover(tokens, index, kept[:, 1:-1], kept[:, -1:]))
+    results += ops.joint_attention_with_score(new(batch, 402, 3 * 224), 8)
+
+    layers = new(768), new(768), *dense(768, 3 * 768)
+    results.append(ops.query_attention(new(batch, 1, 768), new(batch, 1576, 768), *layers, 12))
+
+    x, mean = new(batch, 8, 56, 56, 64), torch.empty(64, device="meta")
+    weight, bias = dense(64, 64)
+    y, moments = ops.depthwise_conv3d_with_moments(x, new(64, 1, 3, 3, 3), new(64), shift=mean)
+    for m in (moments, ops.moments(y, shift=mean)):
+        count = y[..., 0].numel()
+        results += ops.fold_batch_norm(weight, bias, mean, m, new(64), new(64), count=count)[:2]
+    return results
 
 
 def main() -> None:
