@@ -38,7 +38,13 @@ def calls_of(run: Callable[[], object]) -> list[Call]:
 
 def _kind(call: Call) -> tuple[Any, ...]:
     name, args = call
-    return name, *((a.dtype, a.shape, a.stride()) if isinstance(a, Tensor) else a for a in args)
+
+    def key(a: Any) -> Any:
+        if isinstance(a, Tensor):
+            return a.dtype, a.shape, a.stride()
+        return tuple(a) if isinstance(a, list) else a
+
+    return name, *map(key, args)
 
 
 def _real(value: Any, device: torch.device) -> Any:

@@ -77,3 +77,13 @@ def test_table_is_asked_and_rewritten(backend: str, monkeypatch, tmp_path) -> No
     finally:
         del tuning.KERNELS["toy"]
         tuning._table.cache_clear()
+
+
+def test_tuner_knows_every_kernel(backend: str) -> None:
+    """Its calls ask for the options of all that have some, at least once."""
+    from uniformer_kernels import tune
+
+    with tuning.asking() as asked:
+        calls = tune.calls_of(lambda: tune.operators(2, torch.float16))
+    assert {name for name, _ in asked} == set(tuning.KERNELS)
+    assert len(calls) > len({name for name, _ in calls}) > 10
