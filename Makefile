@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(shell find csrc -type f) setup.py
 
-.PHONY: setup build demo test budgets lint bench gpu report clean
+.PHONY: setup build demo test interpreted interpreted-oldest budgets lint bench gpu report clean
 
 setup: .venv/installed
 build: .venv/built
@@ -27,11 +27,14 @@ demo: build
 
 test: build lint .venv/oldest
 	$(BIN)/python -m pytest
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(INTERPRETED)
-	TRITON_INTERPRET=1 PYTHONPATH=.venv/oldest $(BIN)/python -m pytest $(INTERPRETED)
+	$(MAKE) --jobs=2 --output-sync interpreted interpreted-oldest
 
 # The Triton kernels run in its interpreter, under the newest and the oldest version they support.
-INTERPRETED := tests/ops tests/triton
+INTERPRET := TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ops tests/triton
+interpreted: build
+	$(INTERPRET)
+interpreted-oldest: build .venv/oldest
+	PYTHONPATH=.venv/oldest $(INTERPRET)
 .venv/oldest: .venv/installed
 	$(BIN)/pip install --quiet --no-deps --target $@.new triton==3.6.0 numpy==2.3.5
 	rm -rf $@ && mv $@.new $@

@@ -37,6 +37,8 @@ class _JointAttention(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if dout is None:  # nothing depends on the result
+            return (None,) * len(ctx.needs_input_grad)
         dqkv = kernels(ctx.backend).joint_attention_backward(
             dout.contiguous(), *ctx.saved_tensors, *ctx.options
         )

@@ -112,6 +112,8 @@ class _WideFeedForward(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if dy is None:  # nothing depends on the result
+            return (None,) * len(ctx.needs_input_grad)
         x, fc1_weight, fc2_weight, z = ctx.saved_tensors
         want_x, want_fc1, want_b1, want_fc2, want_b2, _, want_residual = ctx.needs_input_grad
         want_dz = want_x or want_fc1

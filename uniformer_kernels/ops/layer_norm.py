@@ -35,6 +35,8 @@ class _LayerNorm(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if dy is None:  # nothing depends on the result
+            return (None,) * len(ctx.needs_input_grad)
         want_input, want_weight, want_bias, _ = ctx.needs_input_grad
         dx, dw, db = kernels("triton").layer_norm_backward(
             dy, *ctx.saved_tensors, want_input, want_weight or want_bias

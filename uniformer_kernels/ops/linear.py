@@ -90,6 +90,8 @@ class _TritonLinear(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if dy is None:  # nothing depends on the result
+            return (None,) * len(ctx.needs_input_grad)
         x, weight, z = ctx.saved_tensors
         want_x, want_weight, want_bias, _, want_residual = ctx.needs_input_grad
         dz, _, db = _before_activation(

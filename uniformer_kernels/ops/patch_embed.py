@@ -78,6 +78,8 @@ class _PatchEmbed(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if dy is None:  # nothing depends on the result
+            return (None,) * len(ctx.needs_input_grad)
         x, weight, norm_weight, y, mean, rstd = ctx.saved_tensors
         want_x, want_weight, want_bias, want_scale, want_shift, *_ = ctx.needs_input_grad
         dscale = dshift = None

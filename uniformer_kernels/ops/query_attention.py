@@ -43,6 +43,8 @@ class _NormalisedPooling(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dpooled: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if dpooled is None:  # nothing depends on the result
+            return (None,) * len(ctx.needs_input_grad)
         want_rows, want_tokens, *_ = ctx.needs_input_grad
         drows, dtokens = _POOLING[ctx.backend].normalised_pooling_backward(
             dpooled, *ctx.saved_tensors, want_tokens

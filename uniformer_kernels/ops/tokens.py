@@ -36,6 +36,8 @@ class _TokenShrink(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dtokens: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if dtokens is None:  # nothing depends on the result
+            return (None,) * len(ctx.needs_input_grad)
         dx, dimportance = kernels(ctx.backend).token_shrink_backward(
             _adjacent(dtokens), *ctx.saved_tensors
         )
