@@ -41,10 +41,11 @@ _LIBRARY.define(
 _HAS = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def serves(x: Tensor) -> bool:
-    """Whether products of these rows, on a CPU, go through here."""
+def serves(x: Tensor, *weights: Tensor) -> bool:
+    """Whether products of these rows and weights, on a CPU, go through here; none is empty."""
     loaded = _extension.missing is None  # the weight gradient's kernel
-    return _HAS and loaded and x.is_cpu and x.dtype == torch.float32 and x.numel() > 0
+    full = all(t.numel() > 0 for t in (x, *weights))
+    return _HAS and loaded and full and x.is_cpu and x.dtype == torch.float32
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
@@ -74,7 +75,7 @@ def convolution(
 
 
 def rows(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1])
+    return x.reshape(x.shape[:-1].numel(), x.shape[-1])
 
 
 def _adjacent(x: Tensor) -> Tensor:

@@ -6,10 +6,11 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from tests.contract import draw
-from uniformer_kernels.blocks import Affine, BatchNorm, batch_norm
+from uniformer_kernels.blocks import Affine, BatchNorm, batch_norm, local_block
 from uniformer_kernels.blocks.norms import norm_then
 from uniformer_kernels.triton import INTERPRETED
 
@@ -152,3 +153,39 @@ def test_folded_step_compiles_without_a_graph_break(compiler: str, backend: str)
         results.append([y, *torch.autograd.grad(y.square().mean(), leaves)])
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+
+
+@pytest.mark.parametrize("mean", [0, 100, 10_000])
+def test_a_large_mean_does_not_hide_the_variance(mean: float) -> None:
+    """At the first step, when the running mean is far away; as exact as PyTorch's own norm."""
+    x = torch.randn(2, 3, 6, 7, 8) + mean
+    norm, layer = nn.BatchNorm3d(8), nn.Linear(8, 5)
+    y, folded = norm_then(x, BatchNorm.of(norm), Affine.of(layer))
+    got = F.linear(y.double(), *(t.double() for t in folded))
+
+    def plain(dtype: torch.dtype) -> torch.Tensor:
+        module = copy.deepcopy(layer).to(dtype)
+        return module(nn.BatchNorm3d(8).to(dtype)(x.to(dtype).movedim(-1, 1)).movedim(1, -1))
+
+    exact = plain(torch.float64)
+    error, allowed = (got - exact).abs().max(), (plain(torch.float32) - exact).abs().max()
+    assert error <= 2 * allowed + 1e-6
+    torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * x.double().var((0, 1, 2, 3)).float())
+
+
+def test_the_dpe_may_move_the_mean_of_a_local_block() -> None:
+    """Its statistics are those behind the convolution, whatever that adds."""
+    x = torch.randn(2, 3, 6, 7, 8)
+    modules = nn.Conv3d(8, 8, 3, padding=1, groups=8), nn.BatchNorm3d(8), nn.Conv3d(8, 8, 1)
+    dpe, norm, pw = modules
+    nn.init.constant_(dpe.bias, 5000.0)
+    layers = {"pw1": pw, "pw2": pw, "fc1": pw, "fc2": pw, "dw": dpe, "dpe": dpe}
+    local_block(
+        x,
+        norm1=BatchNorm.of(norm),
+        norm2=BatchNorm.of(nn.BatchNorm3d(8)),
+        **{name: Affine.of(module) for name, module in layers.items()},
+    )
+    seen = dpe.double()(x.double().movedim(-1, 1)).movedim(1, -1) + x
+    want = 0.9 + 0.1 * seen.var((0, 1, 2, 3))
+    torch.testing.assert_close(norm.running_var.double(), want, rtol=1e-4, atol=1e-6)

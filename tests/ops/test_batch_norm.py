@@ -151,10 +151,6 @@ def test_moments_refuse_what_does_not_fit(x, shift, error, message) -> None:
         moments(x, shift=shift)
 
 
-def test_snapshot_opcheck() -> None:
-    torch.library.opcheck(torch.ops.uniformer_kernels.snapshot.default, (draw(5), torch.float64))
-
-
 # Folding
 
 COUNT = 30

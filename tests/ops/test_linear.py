@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.contract import DTYPES, check, draw
-from uniformer_kernels import feed_forward, linear, onednn, reference
+from uniformer_kernels import BackendError, feed_forward, linear, onednn, reference
 from uniformer_kernels.kernels import kernels
 
 SHAPES = [  # of x, and C_out
@@ -321,3 +321,16 @@ def test_feed_forward_in_parts(residual, dtype, backend, monkeypatch) -> None:
     check(feed_forward, reference.feed_forward, inputs, reduction=24)
     got = feed_forward(**inputs)
     assert got.is_contiguous()
+
+
+def test_no_channels(backend) -> None:
+    """Layers without outputs, or without hidden channels, as PyTorch computes them."""
+    if backend == "triton":  # the reference then serves them
+        with pytest.raises(BackendError, match="linear: .* a layer has no channels"):
+            linear(draw(3, 8), draw(0, 8), draw(0))
+        return
+    x, empty = draw(3, 8), draw(0, 8)
+    inputs = {"x": x, "weight": empty, "bias": draw(0)}
+    check(linear, reference.linear, inputs, reduction=8)
+    inputs = {"x": x, "fc1_weight": empty, "fc1_bias": draw(0), "fc2_weight": draw(5, 0)}
+    check(feed_forward, reference.feed_forward, inputs | {"fc2_bias": draw(5)}, reduction=8)

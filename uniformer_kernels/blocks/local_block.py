@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..ops import depthwise_conv3d, depthwise_conv3d_with_moments, feed_forward, linear
-from .norms import norm_then
+from .norms import near_mean, norm_then
 from .parameters import Affine, BatchNorm
 from .residual import add_branch, layer_scaled
 
@@ -50,14 +50,24 @@ def local_block(
             one value per channel with batch statistics.
     """
     moments = shift = None
-    if norm1.training:
-        shift = norm1.shift(x)
-        x, moments = depthwise_conv3d_with_moments(x, *dpe.as_conv3d(), residual=True, shift=shift)
+    dpe = dpe.as_conv3d()
+    if norm1.training and x.numel() > 0:
+        shift = near_mean(depthwise_conv3d(*_middle(x, dpe), residual=True))
+        x, moments = depthwise_conv3d_with_moments(x, *dpe, residual=True, shift=shift)
     else:
-        x = depthwise_conv3d(x, *dpe.as_conv3d(), residual=True)
+        x = depthwise_conv3d(x, *dpe, residual=True)
     # The padding of DW meets PW1's output, bias included: folding the norm into PW1 is exact.
     y, pw1 = norm_then(x, norm1, pw1, moments, shift)
     y = depthwise_conv3d(linear(y, *pw1), *dw.as_conv3d())
     x = add_branch(x, drop_path, linear, y, *layer_scaled(pw2, gamma_1))
     y, fc1 = norm_then(x, norm2, fc1)
     return add_branch(x, drop_path, feed_forward, y, *fc1, *layer_scaled(fc2, gamma_2))
+
+
+def _middle(x: Tensor, conv: Affine) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A convolution of what reaches a sample's middle, from which it gets its own value there."""
+    reach = [kernel // 2 for kernel in conv.weight.shape[2:]]
+    around = [
+        slice(max(n // 2 - r, 0), n // 2 + r + 1) for n, r in zip(x.shape[1:4], reach, strict=True)
+    ]
+    return x.detach()[(slice(0, 1), *around)], *(t if t is None else t.detach() for t in conv)

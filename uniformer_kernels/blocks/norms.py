@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -29,6 +30,15 @@ def batch_norm(x: Tensor, norm: BatchNorm) -> Tensor:
     ).movedim(1, -1)
 
 
+def near_mean(x: Tensor) -> Tensor:
+    """A position's channels, ``[C]``: taken off before squares are summed, they keep the digits.
+
+    Not the running mean: it is far from the batch's at first, where a variance would be lost.
+    """
+    middle = tuple(size // 2 for size in x.shape[:-1])
+    return x.detach()[middle].to(torch.promote_types(x.dtype, torch.float32))
+
+
 def norm_then(
     x: Tensor,
     norm: BatchNorm,
@@ -50,7 +60,7 @@ def norm_then(
     if x.numel() == 0:
         return batch_norm(x, norm), layer
     if moments is None:
-        shift = norm.shift(x)
+        shift = near_mean(x)
         moments = ops.moments(x, shift=shift)
     weight, bias, found = ops.fold_batch_norm(
         *layer, shift, moments, *norm_affine, count=norm.count(x), eps=norm.eps

@@ -7,8 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..ops.batch_norm import snapshot
-
 
 class Affine(NamedTuple):
     """A convolution or a linear layer; the weight has the shape its module gives it."""
@@ -108,13 +106,6 @@ class BatchNorm(NamedTuple):
             scale = self.weight * scale
         shift = -self.running_mean * scale
         return scale, shift if self.bias is None else self.bias + shift
-
-    def shift(self, x: Tensor) -> Tensor | None:
-        """What to take off ``x`` when its moments are summed: the running mean is near the mean."""
-        if self.running_mean is None:
-            return None
-        # The running mean moves on before backward.
-        return snapshot(self.running_mean, torch.promote_types(x.dtype, torch.float32))
 
     def count(self, x: Tensor) -> int:
         """The values per channel that are behind the statistics of ``[..., C]``.

@@ -15,30 +15,6 @@ from ..kernels import kernels, register_fake
 _NAME = "moments"
 _FOLD = "fold_batch_norm"
 
-_LIBRARY = torch.library.Library("uniformer_kernels", "FRAGMENT")
-_LIBRARY.define("snapshot(Tensor buffer, ScalarType dtype) -> Tensor")
-
-
-def _snapshot(buffer: Tensor, dtype: torch.dtype) -> Tensor:
-    return buffer.to(dtype, copy=True)
-
-
-_LIBRARY.impl("snapshot", _snapshot, "CompositeExplicitAutograd")
-
-
-@register_fake("snapshot")
-def _fake_snapshot(buffer: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.empty_like(buffer, dtype=dtype)
-
-
-def snapshot(buffer: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy of a buffer that is about to be updated, for gradients; also under ``torch.compile``.
-
-    An operator of its own: backward may compute one of PyTorch's again, from the updated buffer
-    (pytorch/pytorch#197039).
-    """
-    return torch.ops.uniformer_kernels.snapshot(buffer, dtype)
-
 
 class _Moments(torch.autograd.Function):
     """A backend's kernels, differentiable once; the shift is taken as a constant."""

@@ -32,7 +32,7 @@ def _cpu_feed_forward(
     residual: Tensor | None = None,
 ) -> Tensor:
     tensors = (x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    if not onednn.serves(x):
+    if not onednn.serves(x, fc1_weight, fc2_weight):
         return reference.feed_forward(*tensors, activation=activation, residual=residual)
     return _fused("cpu", *tensors, activation, residual)
 
@@ -123,9 +123,8 @@ class _WideFeedForward(torch.autograd.Function):
         )
         dx = dfc1 = db1 = dfc2 = None
         if want_inner or want_fc2:
-            dhidden = (
-                torch.mm(dout, fc2_weight) if want_inner else onednn.rows(z)
-            )  # any, unless wanted
+            # Where it is not wanted, any tensor of its shape will do.
+            dhidden = torch.mm(dout, fc2_weight) if want_inner else onednn.rows(z)
             dz, hidden, db1 = kernels("triton").activation_backward(
                 dhidden, z, ctx.activation, x.dtype, want_dz, want_fc2, want_b1
             )

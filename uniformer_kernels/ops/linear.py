@@ -48,7 +48,7 @@ def _cpu_linear(
     activation: str | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    if not onednn.serves(x):
+    if not onednn.serves(x, weight):
         return reference.linear(x, weight, bias, activation=activation, residual=residual)
     if needs_grad(x, weight, bias, residual):
         y = _OneDNNLinear.apply(x, weight, bias)
@@ -145,7 +145,11 @@ def _triton_linear(
     return kernels("triton").linear(x, weight, bias, activation or "", residual, False)[0]
 
 
-def _triton_declines(x: Tensor, *_: Any, residual: Tensor | None = None, **__: Any) -> str | None:
+def _triton_declines(
+    x: Tensor, *layers: Tensor | None, residual: Tensor | None = None, **_: Any
+) -> str | None:
+    if any(t is not None and t.numel() == 0 for t in layers):
+        return "a layer has no channels"
     reason = triton.declines(x)
     return reason if reason or residual is None else triton.declines(residual, "residual")
 

@@ -89,6 +89,6 @@ def precision() -> str:
 
 def rows(x: Tensor) -> Tensor:
     """``[..., C]`` as ``[R, C]`` with channels next to each other, a view where there is one."""
-    x = x.reshape(-1, x.shape[-1])
+    x = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     # 32 bits suffice inside a tile if its rows are not too far apart.
     return x if x.stride(1) == 1 and x.stride(0) < 2**22 else x.contiguous()

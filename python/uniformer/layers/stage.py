@@ -32,40 +32,30 @@ class Stage(nn.Sequential):
 def recompute(block: nn.Module, *args: Any) -> Any:
     """``block(*args)``, computed once more in the backward pass: its activations are not kept.
 
-    The second time draws the same random numbers, starts from the same running statistics, as these
-    shift the sums behind a batch's, and leaves them alone.
+    The second time draws the same random numbers and leaves running statistics alone.
     """
     if not torch.is_grad_enabled():
         return block(*args)
-    before = [(norm, name, buffer.clone()) for norm, name, buffer in _statistics(block)]
 
     def contexts() -> tuple[contextlib.AbstractContextManager, ...]:
-        return contextlib.nullcontext(), _with(before)
+        return contextlib.nullcontext(), _untracked(block)
 
     return checkpoint(block, *args, use_reentrant=False, context_fn=contexts)
 
 
-Statistics = list[tuple[nn.Module, str, Tensor]]
-
-
-def _statistics(block: nn.Module) -> Statistics:
-    """The buffers of norms by batch statistics."""
-    return [
+@contextlib.contextmanager
+def _untracked(block: nn.Module) -> Iterator[None]:
+    """Norms by batch statistics count and average the batch in copies, which are thrown away."""
+    buffers = [
         (norm, name, buffer)
         for norm in block.modules()
         if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training
         for name, buffer in norm.named_buffers()
     ]
-
-
-@contextlib.contextmanager
-def _with(statistics: Statistics) -> Iterator[None]:
-    """Norms count and average a batch in copies of these, which are thrown away."""
-    own = [(norm, name, getattr(norm, name)) for norm, name, _ in statistics]
     try:
-        for norm, name, buffer in statistics:
+        for norm, name, buffer in buffers:
             setattr(norm, name, buffer.clone())
         yield
     finally:
-        for norm, name, buffer in own:
+        for norm, name, buffer in buffers:
             setattr(norm, name, buffer)
