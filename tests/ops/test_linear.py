@@ -326,7 +326,7 @@ def test_feed_forward_in_parts(residual, dtype, backend, monkeypatch) -> None:
 def test_no_channels(backend) -> None:
     """Layers without outputs, or without hidden channels, as PyTorch computes them."""
     if backend == "triton":  # the reference then serves them
-        with pytest.raises(BackendError, match="linear: .* a layer has no channels"):
+        with pytest.raises(BackendError, match=r"linear: .* a layer has no channels"):
             linear(draw(3, 8), draw(0, 8), draw(0))
         return
     x, empty = draw(3, 8), draw(0, 8)
