@@ -156,7 +156,24 @@ def operators(batch: int, dtype: torch.dtype) -> None:
             ops.feed_forward(tokens, *dense(C, 4 * C), *dense(4 * C, C), residual=tokens)
         )
     results += _others(batch, new, dense)
+    local_blocks(batch, dtype)
     torch.autograd.backward(results, [torch.empty_like(result) for result in results])
+
+
+def local_blocks(batch: int, dtype: torch.dtype) -> None:
+    """Local blocks at inference on meta tensors, as a prepared model keeps its weights."""
+
+    def new(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    def taps(*kernel: int) -> Tensor:
+        return new(1, *kernel, shape[-1]).movedim(-1, 0)
+
+    for shape in _LOCAL:
+        C = shape[-1]
+        y, z = ops.depthwise_linear(new(batch, *shape), taps(3, 3, 3), new(C), new(C, C), new(C))
+        layers = new(C, C), new(C), new(4 * C, C), new(4 * C), new(C, 4 * C), new(C)
+        ops.depthwise_feed_forward(z, y, taps(5, 5, 5), new(C), *layers)
 
 
 def _others(

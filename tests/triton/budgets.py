@@ -1,9 +1,9 @@
 """What every shipped kernel may use: ``make budgets`` rewrites ``budgets.json``.
 
-The variants are those of some workloads in ``benchmarks/workloads.py``, planned for every
-architecture; a row has registers, stack, shared memory and whether there are tensor-core
-instructions. Compiling all of them takes a quarter of an hour, so only those whose file has changed
-are compiled again.
+The variants are those of some workloads in ``benchmarks/workloads.py``, and of prepared local
+blocks in 16 and 32 bits, planned for every architecture; a row has registers, stack, shared memory
+and whether there are tensor-core instructions. Compiling all of them takes a quarter of an hour, so
+only those whose file has changed are compiled again.
 """
 
 from __future__ import annotations
@@ -14,12 +14,17 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import astuple
 from functools import cache
 from hashlib import sha256
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.workloads import BUDGETED
 from tests.triton.ahead_of_time import ARCHITECTURES, Binary, Variant, build
+from uniformer_kernels.triton.plan import planning
+from uniformer_kernels.tune import local_blocks
 
 FILE = Path(__file__).with_name("budgets.json")
 
@@ -35,10 +40,14 @@ def variants() -> dict[tuple[str, str], Variant]:
 
 def _variants() -> Iterator[tuple[tuple[str, str], Variant]]:
     for architecture in ARCHITECTURES:
-        for workload in BUDGETED:
-            for launch in workload.plan(architecture).launches:
-                variant = Variant.of(launch)
-                yield (architecture, str(variant)), variant
+        plans = [workload.plan(architecture) for workload in BUDGETED]
+        for dtype in (torch.bfloat16, torch.float32):
+            with planning(architecture) as plan:
+                local_blocks(8, dtype)
+            plans.append(plan)
+        for launch in chain.from_iterable(plan.launches for plan in plans):
+            variant = Variant.of(launch)
+            yield (architecture, str(variant)), variant
 
 
 def sources() -> dict[str, str]:

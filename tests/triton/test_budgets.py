@@ -25,7 +25,7 @@ def test_budgets_allow_no_spills() -> None:
 
 def test_products_use_tensor_cores() -> None:
     for (architecture, text), budget in budgets()[1].items():
-        dots = ("linear_kernel", "attention_kernels.forward", "feed_forward._forward")
+        dots = "linear_kernel", "attention_kernels.forward", "feed_forward._forward", "local_block"
         if "bf16" in text and any(name in text for name in dots):
             assert budget.tensor_cores, (architecture, text)
 

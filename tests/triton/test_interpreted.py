@@ -23,9 +23,10 @@ def test_what_is_planned_is_what_runs(call: Call, backend: str) -> None:
 
     inputs = call.inputs()
     with recording() as run:
-        evaluate(call.kernel, inputs)
+        evaluate(call.kernel, inputs, needs=call.needs)
     with planning("interpreter") as plan:
-        evaluate(call.kernel, {name: t.to("meta") for name, t in inputs.items()})
+        metas = {name: t.to("meta") for name, t in inputs.items()}
+        evaluate(call.kernel, metas, needs=call.needs)
     assert run
     assert [(x.kernel, x.grid, x.options) for x in plan.launches] == [
         (x.kernel, x.grid, x.options) for x in run

@@ -5,6 +5,7 @@ from .batch_norm import fold_batch_norm, moments
 from .depthwise_conv import depthwise_conv3d, depthwise_conv3d_with_moments
 from .layer_norm import layer_norm
 from .linear import feed_forward, linear
+from .local_block import depthwise_feed_forward, depthwise_linear
 from .patch_embed import patch_embed
 from .query_attention import query_attention
 from .tokens import token_recover, token_shrink
@@ -13,6 +14,8 @@ from .window_attention import window_attention
 __all__ = [
     "depthwise_conv3d",
     "depthwise_conv3d_with_moments",
+    "depthwise_feed_forward",
+    "depthwise_linear",
     "feed_forward",
     "fold_batch_norm",
     "joint_attention",

@@ -8,7 +8,7 @@ def token_shrink(
     x: Tensor, importance: Tensor, keep: int, *, prefix: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """``[prefix | kept | representative]`` of ``[B, N, C]``, and where the kept tokens stood."""
-    order = importance.argsort(dim=1, descending=True, stable=True)
+    order = importance.sort(dim=1, descending=True, stable=True).indices
     index, rest = order[:, :keep].sort(1).values, order[:, keep:].sort(1).values
     weight = importance.gather(1, rest)
     weight = torch.where(weight.sum(1, keepdim=True) == 0, 1.0, weight)

@@ -1,5 +1,8 @@
 """Attention inside windows, on copies of the windows of the padded grid."""
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from .attention import joint_attention
@@ -14,13 +17,24 @@ def window_attention(
     scale: float | None = None,
 ) -> Tensor:
     """``joint_attention`` of every window of ``[B, T, H, W, 3C]``, filled up with ``bias``."""
-    B, T, H, W, packed = qkv.shape
-    p = window_size
-    down, across = -(-H // p), -(-W // p)
-    bias = qkv.new_zeros(packed) if bias is None else bias
-    filled = bias.expand(B, T, down * p, across * p, packed).clone()
-    filled[:, :, :H, :W] = qkv
-    windows = filled.reshape(B * T, down, p, across, p, packed).transpose(2, 3)
-    y = joint_attention(windows.reshape(-1, p * p, packed), num_heads, scale=scale)
-    y = y.reshape(B * T, down, across, p, p, packed // 3).transpose(2, 3)
-    return y.reshape(B, T, down * p, across * p, packed // 3)[:, :, :H, :W].contiguous()
+    y = joint_attention(windows(qkv, bias, window_size), num_heads, scale=scale)
+    return from_windows(y, qkv.shape[:4], window_size)
+
+
+def windows(x: Tensor, fill: Tensor | None, size: int) -> Tensor:
+    """Every window of ``[B, T, H, W, C]`` as ``[size * size, C]``, filled up with ``[C]``."""
+    B, T, H, W, C = x.shape
+    down, across = -(-H // size), -(-W // size)
+    fill = x.new_zeros(C) if fill is None else fill
+    x = torch.cat([x, fill.expand(B, T, H, across * size - W, C)], 3)
+    x = torch.cat([x, fill.expand(B, T, down * size - H, across * size, C)], 2)
+    x = x.reshape(B * T, down, size, across, size, C).transpose(2, 3)
+    return x.reshape(B * T * down * across, size * size, C)
+
+
+def from_windows(y: Tensor, grid: Sequence[int], size: int) -> Tensor:
+    """The grid ``[B, T, H, W, C]`` the windows were taken from, without what filled them up."""
+    B, T, H, W = grid
+    down, across = -(-H // size), -(-W // size)
+    y = y.reshape(B * T, down, across, size, size, y.shape[-1]).transpose(2, 3)
+    return y.reshape(B, T, down * size, across * size, -1)[:, :, :H, :W].contiguous()

@@ -70,6 +70,13 @@ _SCHEMAS = {  # by the file that implements them
         "activation_backward(Tensor dy, Tensor? z, str activation, ScalarType dtype, "
         "bool want_input, bool want_hidden, bool want_bias) -> (Tensor, Tensor, Tensor)",
     ),
+    "local_block": (
+        "depthwise_linear(Tensor x, Tensor dw_weight, Tensor? dw_bias, Tensor weight, "
+        "Tensor? bias) -> (Tensor, Tensor)",
+        "depthwise_feed_forward(Tensor x, Tensor residual, Tensor dw_weight, Tensor? dw_bias, "
+        "Tensor pw_weight, Tensor? pw_bias, Tensor fc1_weight, Tensor? fc1_bias, "
+        "Tensor fc2_weight, Tensor? fc2_bias) -> Tensor",
+    ),
     "patch_embed": (
         # And where it is normalised, and saved: what was, every row's mean and 1 / deviation.
         "patch_embed(Tensor x, Tensor weight, Tensor? bias, Tensor? norm_weight, "
