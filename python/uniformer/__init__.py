@@ -1,6 +1,7 @@
 """UniFormer models on the operators of ``uniformer_kernels``."""
 
 from . import models  # noqa: F401  (importing registers them)
+from .prepare import prepare
 from .registry import create_model, list_models
 from .timm import register_in_timm
 from .weights import load_checkpoint, save_checkpoint
@@ -12,4 +13,4 @@ except (ImportError, RuntimeError):  # not there, or its torchvision does not fi
 else:
     register_in_timm(register_model)
 
-__all__ = ["create_model", "list_models", "load_checkpoint", "save_checkpoint"]
+__all__ = ["create_model", "list_models", "load_checkpoint", "prepare", "save_checkpoint"]

@@ -37,6 +37,7 @@ def create_model(
     *,
     checkpoint: str | PathLike[str] | None = None,
     features_only: bool = False,
+    memory: str = "fast",
     **keywords: Any,
 ) -> nn.Module:
     """Build a model in training mode, float32, with the official initialisation.
@@ -46,6 +47,8 @@ def create_model(
         checkpoint: file of weights to load.
         features_only: for the list of the maps of stages or layers instead of logits; then every
             model takes ``out_indices``, and tells ``feature_info``.
+        memory: what training keeps of a block: ``"fast"`` what its backward pass needs, except the
+            cheap that is computed again; ``"small"`` its input alone, and computes the block again.
         **keywords: of the model's class; the classifiers take ``num_classes``, ``in_chans`` and
             ``drop_path_rate``, the video models also ``attention`` and ``temporal_patch``.
 
@@ -53,11 +56,13 @@ def create_model(
         ValueError: there is no such model, or a keyword's value is none of those there are.
         TypeError: the model takes no such keyword.
     """
+    if memory not in ("fast", "small"):
+        raise ValueError(f"create_model: memory: expected 'fast' or 'small', got {memory!r}")
     out_indices = keywords.pop("out_indices", None) if features_only else None
     from .models.facts import FACTS  # the models are registered here, so they come first
 
     accepted = model_keywords(name)
-    cls, preset = _MODELS[name]
+    cls, preset = model_class(name)
     if unknown := [keyword for keyword in keywords if keyword not in accepted]:
         raise TypeError(
             f"create_model: {name} takes no {', '.join(unknown)}; it takes {', '.join(accepted)}"
@@ -65,11 +70,24 @@ def create_model(
     head_dim = keywords.get("head_dim")
     keywords = {**preset, **keywords}
     model = cls(**keywords)
+    model.set_grad_checkpointing(memory == "small")
     size = FACTS[name][0].input_size
     model.pretrained_cfg = {"architecture": name, "keywords": keywords, **model.data_cfg(size)}
     if checkpoint is not None:
         load_checkpoint(model, checkpoint, head_dim=head_dim)
     return Features(model, out_indices) if features_only else model
+
+
+def model_class(name: str) -> tuple[type[nn.Module], dict[str, Any]]:
+    """The class of a model, and the keywords that make it this one.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    if name not in _MODELS:
+        close = difflib.get_close_matches(name, _MODELS, n=3) or list_models()
+        raise ValueError(f"create_model: name: no model {name!r}; there is {', '.join(close)}")
+    return _MODELS[name]
 
 
 def model_keywords(name: str) -> list[str]:
@@ -78,10 +96,7 @@ def model_keywords(name: str) -> list[str]:
     Raises:
         ValueError: there is no such model.
     """
-    if name not in _MODELS:
-        close = difflib.get_close_matches(name, _MODELS, n=3) or list_models()
-        raise ValueError(f"create_model: name: no model {name!r}; there is {', '.join(close)}")
-    return _keywords(_MODELS[name][0])
+    return _keywords(model_class(name)[0])
 
 
 def _keywords(cls: type) -> list[str]:

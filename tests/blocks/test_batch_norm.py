@@ -75,18 +75,6 @@ def test_one_value_per_channel_is_an_error_in_training_only() -> None:
     batch_norm(x, BatchNorm.of(module.eval()))
 
 
-def test_a_synchronised_norm_is_refused_where_it_would_synchronise(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    module = nn.SyncBatchNorm(4)
-    assert BatchNorm.of(module).training
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    assert not BatchNorm.of(module.eval()).training
-    with pytest.raises(NotImplementedError, match="SyncBatchNorm"):
-        BatchNorm.of(module.train())
-
-
 def test_a_folded_weight_is_rounded_once() -> None:
     module = nn.BatchNorm1d(64).eval()
     nn.init.uniform_(module.running_var, 0.5, 2)

@@ -7,8 +7,9 @@ shapes and under the semantics of the official modules, as the tuples of ``param
 from .divided_block import divided_block
 from .global_block import global_block
 from .hourglass_block import hourglass_block, pool_importance
+from .layers import Called, has_hooks, layer, scaled
 from .local_block import local_block
-from .norms import batch_norm, layer_norm
+from .norms import batch_norm, folded, layer_norm
 from .parameters import Affine, BatchNorm, LayerNorm
 from .stems import conv_stem, patch_stem
 from .v2 import TemporalMHRA, frame_tokens, global_uniblock, local_uniblock, video_memory
@@ -17,20 +18,25 @@ from .window_block import window_block
 __all__ = [
     "Affine",
     "BatchNorm",
+    "Called",
     "LayerNorm",
     "TemporalMHRA",
     "batch_norm",
     "conv_stem",
     "divided_block",
+    "folded",
     "frame_tokens",
     "global_block",
     "global_uniblock",
+    "has_hooks",
     "hourglass_block",
+    "layer",
     "layer_norm",
     "local_block",
     "local_uniblock",
     "patch_stem",
     "pool_importance",
+    "scaled",
     "video_memory",
     "window_block",
 ]

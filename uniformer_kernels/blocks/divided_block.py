@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..ops import depthwise_conv3d, feed_forward, joint_attention, linear
+from .layers import Called, Layer, attention, depthwise_conv3d, feed_forward
 from .norms import layer_norm
-from .parameters import Affine, LayerNorm
+from .parameters import LayerNorm
 from .residual import add_branch
 
 
 def divided_block(
     x: Tensor,
     *,
-    dpe: Affine,
-    t_norm: LayerNorm,
-    t_qkv: Affine,
-    t_proj: Affine,
-    norm1: LayerNorm,
-    qkv: Affine,
-    proj: Affine,
-    norm2: LayerNorm,
-    fc1: Affine,
-    fc2: Affine,
+    dpe: Layer,
+    t_norm: LayerNorm | Called,
+    t_qkv: Layer,
+    t_proj: Layer | None,
+    norm1: LayerNorm | Called,
+    qkv: Layer,
+    proj: Layer | None,
+    norm2: LayerNorm | Called,
+    fc1: Layer,
+    fc2: Layer | None,
     num_heads: int,
     drop_path: float = 0.0,
 ) -> Tensor:
@@ -42,8 +42,10 @@ def divided_block(
         dpe: depthwise convolution, ``[C, 1, 3, 3, 3]``.
         t_norm, norm1, norm2: LayerNorm over ``C``.
         t_qkv, qkv: ``[3C, C]``, rows ``[q | k | v]``, each head after head.
-        t_proj, proj: ``[C, C]``.
-        fc1, fc2: linear layers to the hidden channels and back.
+        t_proj, proj: ``[C, C]``; without one, ``t_qkv`` or ``qkv`` is all of that attention, to be
+            called.
+        fc1, fc2: linear layers to the hidden channels and back; without ``fc2``, ``fc1`` is all of
+            the feed-forward, to be called.
         num_heads: heads; ``C`` is a multiple of it.
         drop_path: probability that a branch is lost; 0 when evaluating.
 
@@ -53,16 +55,16 @@ def divided_block(
     Raises:
         ValueError, TypeError: what the operators raise for a shape or dtype that does not fit.
     """
-    x = depthwise_conv3d(x, *dpe.as_conv3d(), residual=True)
+    x = depthwise_conv3d(x, dpe, residual=True)
     B, T, H, W, C = x.shape
     u = x.flatten(2, 3).transpose(1, 2).reshape(B * H * W, T, C)
-    a = joint_attention(linear(layer_norm(u, t_norm), *t_qkv), num_heads)
-    u = add_branch(u, drop_path, linear, a, *t_proj)
+    h = layer_norm(u, t_norm)
+    u = add_branch(u, drop_path, attention, h, t_qkv, t_proj, num_heads=num_heads)
 
     v = u.view(B, H * W, T, C).transpose(1, 2).reshape(B * T, H * W, C)
-    a = joint_attention(linear(layer_norm(v, norm1), *qkv), num_heads)
-    z = add_branch(x.reshape(v.shape), drop_path, linear, a, *proj)
+    h, z = layer_norm(v, norm1), x.reshape(v.shape)
+    z = add_branch(z, drop_path, attention, h, qkv, proj, num_heads=num_heads)
 
     z = z.reshape(B, T * H * W, C)
-    z = add_branch(z, drop_path, feed_forward, layer_norm(z, norm2), *fc1, *fc2)
+    z = add_branch(z, drop_path, feed_forward, layer_norm(z, norm2), fc1, fc2)
     return z.view(x.shape)

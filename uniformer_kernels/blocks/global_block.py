@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..ops import depthwise_conv3d, feed_forward, joint_attention, linear
+from .layers import Called, Layer, attention, depthwise_conv3d, feed_forward, scaled
 from .norms import layer_norm
-from .parameters import Affine, LayerNorm
-from .residual import add_branch, layer_scaled
+from .parameters import LayerNorm
+from .residual import add_branch
 
 
 def global_block(
     x: Tensor,
     *,
-    dpe: Affine,
-    norm1: LayerNorm,
-    qkv: Affine,
-    proj: Affine,
-    norm2: LayerNorm,
-    fc1: Affine,
-    fc2: Affine,
+    dpe: Layer,
+    norm1: LayerNorm | Called,
+    qkv: Layer,
+    proj: Layer | None,
+    norm2: LayerNorm | Called,
+    fc1: Layer,
+    fc2: Layer | None,
     num_heads: int,
     gamma_1: Tensor | None = None,
     gamma_2: Tensor | None = None,
@@ -38,8 +38,9 @@ def global_block(
         dpe: depthwise convolution, ``[C, 1, 3, 3]`` or ``[C, 1, 3, 3, 3]``.
         norm1, norm2: LayerNorm over ``C``.
         qkv: ``[3C, C]``, rows ``[q | k | v]``, each head after head.
-        proj: ``[C, C]``.
-        fc1, fc2: linear layers to the hidden channels and back.
+        proj: ``[C, C]``; without it, ``qkv`` is all of the attention, to be called.
+        fc1, fc2: linear layers to the hidden channels and back; without ``fc2``, ``fc1`` is all of
+            the feed-forward, to be called.
         num_heads: heads; ``C`` is a multiple of it.
         gamma_1, gamma_2: layer scales with ``C`` elements.
         drop_path: probability that a sample loses a branch, each branch on its own; 0 when
@@ -51,10 +52,10 @@ def global_block(
     Raises:
         ValueError, TypeError: what the operators raise for a shape or dtype that does not fit.
     """
-    x = depthwise_conv3d(x, *dpe.as_conv3d(), residual=True)
+    x = depthwise_conv3d(x, dpe, residual=True)
     z = x.flatten(1, 3)
-    a = joint_attention(linear(layer_norm(z, norm1), *qkv), num_heads)
-    z = add_branch(z, drop_path, linear, a, *layer_scaled(proj, gamma_1))
-    h = layer_norm(z, norm2)
-    z = add_branch(z, drop_path, feed_forward, h, *fc1, *layer_scaled(fc2, gamma_2))
+    h, layers = layer_norm(z, norm1), scaled(gamma_1, qkv, proj)
+    z = add_branch(z, drop_path, attention, h, *layers, num_heads=num_heads)
+    h, layers = layer_norm(z, norm2), scaled(gamma_2, fc1, fc2)
+    z = add_branch(z, drop_path, feed_forward, h, *layers)
     return z.view(x.shape)

@@ -8,17 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import (
-    depthwise_conv3d,
-    feed_forward,
-    joint_attention_with_score,
-    linear,
-    token_recover,
-    token_shrink,
-)
+from ..ops import joint_attention_with_score, token_recover, token_shrink
+from .layers import Called, Layer, depthwise_conv3d, feed_forward, linear, scaled
 from .norms import layer_norm
-from .parameters import Affine, LayerNorm
-from .residual import add, layer_scaled
+from .parameters import LayerNorm
+from .residual import add
 
 
 def hourglass_block(
@@ -26,13 +20,13 @@ def hourglass_block(
     score_token: Tensor,
     importance: Tensor | None,
     *,
-    dpe: Affine,
-    norm1: LayerNorm,
-    qkv: Affine,
-    proj: Affine,
-    norm2: LayerNorm,
-    fc1: Affine,
-    fc2: Affine,
+    dpe: Layer,
+    norm1: LayerNorm | Called,
+    qkv: Layer,
+    proj: Layer | None,
+    norm2: LayerNorm | Called,
+    fc1: Layer,
+    fc2: Layer | None,
     num_heads: int,
     keep: float,
     trade_off: float = 0.5,
@@ -63,8 +57,10 @@ def hourglass_block(
         dpe: depthwise convolution, ``[C, 1, 3, 3]`` or ``[C, 1, 3, 3, 3]``.
         norm1, norm2: LayerNorm over ``C``.
         qkv: ``[3C, C]``, rows ``[q | k | v]``, each head after head.
-        proj: ``[C, C]``.
-        fc1, fc2: linear layers to the hidden channels and back.
+        proj: ``[C, C]``; without it, ``qkv`` is all of the attention, to be called, and gives the
+            importance too.
+        fc1, fc2: linear layers to the hidden channels and back; without ``fc2``, ``fc1`` is all of
+            the feed-forward, to be called.
         num_heads: heads; ``C`` is a multiple of it.
         keep: ``K = int(N * keep)`` tokens are kept; at 1 every token takes part.
         trade_off: weight of the new importance against the old, which it starts from.
@@ -81,7 +77,7 @@ def hourglass_block(
     Raises:
         ValueError, TypeError: what the operators raise for a shape or dtype that does not fit.
     """
-    x = depthwise_conv3d(x, *dpe.as_conv3d(), residual=True)
+    x = depthwise_conv3d(x, dpe, residual=True)
     tokens = x.flatten(1, 3)
     N = tokens.shape[1]
     kept = N if importance is None else int(N * keep)
@@ -90,11 +86,15 @@ def hourglass_block(
     else:
         z = torch.cat([score_token, tokens], 1)
 
-    a = linear(layer_norm(z, norm1), *qkv)
-    a, score = joint_attention_with_score(a, num_heads, queries=queries)
-    u = linear(a, *layer_scaled(proj, gamma_1))
+    h = layer_norm(z, norm1)
+    if proj is None:
+        u, score = qkv.function(h)
+        u = u if gamma_1 is None else gamma_1 * u
+    else:
+        a, score = joint_attention_with_score(linear(h, qkv), num_heads, queries=queries)
+        u = linear(a, *scaled(gamma_1, proj))
     z = add(z, u, drop_path)
-    m = feed_forward(layer_norm(z, norm2), *fc1, *layer_scaled(fc2, gamma_2))
+    m = feed_forward(layer_norm(z, norm2), *scaled(gamma_2, fc1, fc2))
     z = add(z, m, drop_path)
 
     score_token, seen, score = z[:, :1], z[:, 1 : 1 + kept], score[:, 1:]
@@ -128,7 +128,7 @@ def pool_importance(importance: Tensor, grid: Sequence[int]) -> Tensor:
     Raises:
         RuntimeError: what ``avg_pool2d`` raises for a grid that has nothing left.
     """
-    pooled = F.avg_pool2d(importance.view(len(importance), *grid), 2).flatten(1)
+    pooled = F.avg_pool2d(importance.view(importance.shape[0], *grid), 2).flatten(1)
     total = pooled.sum(1, keepdim=True)
     scale = importance.sum(1, keepdim=True) / torch.where(total == 0, 1.0, total)
     return pooled * scale

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import chain
+
 from torch import Tensor
 
-from ..ops import depthwise_conv3d, depthwise_conv3d_with_moments, feed_forward, linear
+from ..backends import needs_grad
+from ..ops import (
+    depthwise_conv3d_with_moments,
+    depthwise_feed_forward,
+    depthwise_linear,
+)
+from .layers import Called, Layer, depthwise_conv3d, feed_forward, linear, scaled
 from .norms import near_mean, norm_then
 from .parameters import Affine, BatchNorm
-from .residual import add_branch, layer_scaled
+from .residual import add_branch
 
 
 def local_block(
     x: Tensor,
     *,
-    dpe: Affine,
-    norm1: BatchNorm,
-    pw1: Affine,
-    dw: Affine,
-    pw2: Affine,
-    norm2: BatchNorm,
-    fc1: Affine,
-    fc2: Affine,
+    dpe: Layer,
+    norm1: BatchNorm | Called | None,
+    pw1: Layer,
+    dw: Layer,
+    pw2: Layer,
+    norm2: BatchNorm | Called | None,
+    fc1: Layer,
+    fc2: Layer | None,
     gamma_1: Tensor | None = None,
     gamma_2: Tensor | None = None,
     drop_path: float = 0.0,
@@ -34,10 +43,11 @@ def local_block(
     Args:
         x: ``[B, T, H, W, C]``, floating.
         dpe: depthwise convolution, ``[C, 1, 3, 3]`` or ``[C, 1, 3, 3, 3]``.
-        norm1, norm2: BatchNorm over ``C``.
+        norm1, norm2: BatchNorm over ``C``; ``None`` where it is a part of the layer behind it.
         pw1, pw2: pointwise convolutions, ``[C, C, 1, 1]`` or ``[C, C, 1, 1, 1]``.
         dw: depthwise convolution, ``[C, 1, 5, 5]`` or ``[C, 1, 5, 5, 5]``.
-        fc1, fc2: pointwise convolutions to the hidden channels and back.
+        fc1, fc2: pointwise convolutions to the hidden channels and back; without ``fc2``, ``fc1``
+            is all of the feed-forward, to be called.
         gamma_1, gamma_2: layer scales with ``C`` elements.
         drop_path: probability that a sample loses a branch, each branch on its own; 0 when
             evaluating.
@@ -49,25 +59,77 @@ def local_block(
         ValueError, TypeError: what the operators raise for a shape or dtype that does not fit;
             one value per channel with batch statistics.
     """
+    layers = dpe, norm1, pw1, dw, pw2, norm2, fc1, fc2, gamma_1, gamma_2
+    if not drop_path and _is_inference(x, layers):
+        return _inference(x, *layers)
     moments = shift = None
-    dpe = dpe.as_conv3d()
-    if norm1.training and x.numel() > 0:
+    if _sums_ride(x, dpe, norm1, pw1):
         shift = near_mean(depthwise_conv3d(*_middle(x, dpe), residual=True))
+        dpe = dpe.as_conv3d()
         x, moments = depthwise_conv3d_with_moments(x, *dpe, residual=True, shift=shift)
     else:
-        x = depthwise_conv3d(x, *dpe, residual=True)
+        x = depthwise_conv3d(x, dpe, residual=True)
     # The padding of DW meets PW1's output, bias included: folding the norm into PW1 is exact.
     y, pw1 = norm_then(x, norm1, pw1, moments, shift)
-    y = depthwise_conv3d(linear(y, *pw1), *dw.as_conv3d())
-    x = add_branch(x, drop_path, linear, y, *layer_scaled(pw2, gamma_1))
+    y = depthwise_conv3d(linear(y, pw1), dw)
+    x = add_branch(x, drop_path, linear, y, *scaled(gamma_1, pw2))
     y, fc1 = norm_then(x, norm2, fc1)
-    return add_branch(x, drop_path, feed_forward, y, *fc1, *layer_scaled(fc2, gamma_2))
+    return add_branch(x, drop_path, feed_forward, y, *scaled(gamma_2, fc1, fc2))
 
 
-def _middle(x: Tensor, conv: Affine) -> tuple[Tensor, Tensor, Tensor | None]:
+def _sums_ride(x: Tensor, dpe: Layer, norm: BatchNorm | Called, pw1: Layer) -> bool:
+    """Whether the convolution's kernel can sum what the norm's batch statistics are made of."""
+    if norm is None or any(isinstance(layer, Called) for layer in (dpe, norm, pw1)):
+        return False
+    return norm.training and x.numel() > 0
+
+
+def _is_inference(x: Tensor, layers: Iterable[Layer | BatchNorm | Tensor | None]) -> bool:
+    """Whether nothing is called, learnt, or normalised by the batch."""
+    if needs_grad(x):
+        return False
+    for layer in layers:
+        if isinstance(layer, Called) or (isinstance(layer, BatchNorm) and layer.training):
+            return False
+        tensors = (
+            layer
+            if isinstance(layer, Affine)
+            else layer[:2]
+            if isinstance(layer, BatchNorm)
+            else (layer,)
+        )
+        if needs_grad(*tensors):
+            return False
+    return True
+
+
+def _inference(
+    x: Tensor,
+    dpe: Affine,
+    norm1: BatchNorm | None,
+    pw1: Affine,
+    dw: Affine,
+    pw2: Affine,
+    norm2: BatchNorm | None,
+    fc1: Affine,
+    fc2: Affine,
+    gamma_1: Tensor | None,
+    gamma_2: Tensor | None,
+) -> Tensor:
+    """The block in two operators, each of a depthwise convolution and what is behind it."""
+    _, pw1 = norm_then(x, norm1, pw1)
+    _, fc1 = norm_then(x, norm2, fc1)
+    (pw2,), (fc1, fc2) = scaled(gamma_1, pw2), scaled(gamma_2, fc1, fc2)
+    x, y = depthwise_linear(x, *dpe.as_conv3d(), *pw1.as_linear())
+    layers = (layer.as_linear() for layer in (pw2, fc1, fc2))
+    return depthwise_feed_forward(y, x, *dw.as_conv3d(), *chain.from_iterable(layers))
+
+
+def _middle(x: Tensor, conv: Affine) -> tuple[Tensor, Affine]:
     """A convolution of what reaches a sample's middle, from which it gets its own value there."""
+    conv = Affine(*(t if t is None else t.detach() for t in conv)).as_conv3d()
     reach = [kernel // 2 for kernel in conv.weight.shape[2:]]
     around = [
         slice(max(n // 2 - r, 0), n // 2 + r + 1) for n, r in zip(x.shape[1:4], reach, strict=True)
     ]
-    return x.detach()[(slice(0, 1), *around)], *(t if t is None else t.detach() for t in conv)
+    return x.detach()[(slice(0, 1), *around)], conv

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from .synchronise import synchronised_group
 
 
 class Affine(NamedTuple):
@@ -57,7 +59,8 @@ class BatchNorm(NamedTuple):
     """One call of a BatchNorm over the channels.
 
     ``training`` says that the statistics are the batch's; the running ones, where there are any,
-    are then updated in place, ``running += momentum * (batch - running)``.
+    are then updated in place, ``running += momentum * (batch - running)``. With a ``group`` of
+    processes the batch is that of all of them.
     """
 
     weight: Tensor | None
@@ -67,20 +70,11 @@ class BatchNorm(NamedTuple):
     eps: float
     momentum: float
     training: bool
+    group: Any = None
 
     @classmethod
     def of(cls, module: nn.modules.batchnorm._BatchNorm) -> BatchNorm:
-        """What an ``nn.BatchNorm*d`` does in its next call, which this counts as the module would.
-
-        Raises:
-            NotImplementedError: an ``nn.SyncBatchNorm`` that would synchronise: its statistics
-                would silently stay local.
-        """
-        if isinstance(module, nn.SyncBatchNorm) and module.training and _is_distributed():
-            raise NotImplementedError(
-                "BatchNorm: module: expected batch statistics of one process, "
-                "got a SyncBatchNorm in distributed training"
-            )
+        """What a BatchNorm module does in its next call, which this counts as it would."""
         momentum = module.momentum
         updates = module.training and module.track_running_stats
         if updates and module.num_batches_tracked is not None:
@@ -96,6 +90,7 @@ class BatchNorm(NamedTuple):
             module.eps,
             momentum or 0.0,
             module.training or module.running_mean is None,
+            synchronised_group(module) if isinstance(module, nn.SyncBatchNorm) else None,
         )
 
     def scale_shift(self) -> tuple[Tensor, Tensor]:
@@ -114,6 +109,8 @@ class BatchNorm(NamedTuple):
             ValueError: one value per channel.
         """
         count = x.shape[:-1].numel()
+        if self.group is not None:  # of all processes, as if each had as many
+            return max(count, 1) * self.group.size()
         if count == 1:
             raise ValueError(
                 "Expected more than 1 value per channel when training, "
@@ -129,12 +126,3 @@ class BatchNorm(NamedTuple):
         with torch.no_grad():
             # One launch on a GPU.
             torch._foreach_lerp_(running, list(statistics.to(running[0].dtype)), self.momentum)
-
-
-def _is_distributed() -> bool:
-    distributed = torch.distributed
-    return (
-        distributed.is_available()
-        and distributed.is_initialized()
-        and (distributed.get_world_size() > 1)
-    )

@@ -8,14 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .parameters import Affine
-
-
-def layer_scaled(layer: Affine, gamma: Tensor | None) -> Affine:
-    """The linear layer that computes ``gamma * layer(x)``; ``gamma`` may be any ``[C]`` view."""
-    layer = layer.as_linear()
-    return layer if gamma is None else layer.scale_output(gamma.flatten())
-
 
 def add_branch(
     x: Tensor,
@@ -23,11 +15,15 @@ def add_branch(
     operator: Callable[..., Tensor],
     *args: Any,
     axis: int | None = 0,
+    **options: Any,
 ) -> Tensor:
-    """``x + DropPath(operator(*args))``; a rate of 0 leaves the sum to the operator's epilogue."""
+    """``x + DropPath(operator(*args, **options))``.
+
+    A rate of 0 leaves the sum to the operator's epilogue.
+    """
     if not drop_path:
-        return operator(*args, residual=x)
-    return add(x, operator(*args), drop_path, axis)
+        return operator(*args, residual=x, **options)
+    return add(x, operator(*args, **options), drop_path, axis)
 
 
 def add(x: Tensor, branch: Tensor, drop_path: float, axis: int | None = 0) -> Tensor:

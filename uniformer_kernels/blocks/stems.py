@@ -11,12 +11,18 @@ from torch import Tensor
 from .. import onednn
 from ..backends import needs_grad
 from ..ops import patch_embed
-from .norms import batch_norm
-from .parameters import Affine, BatchNorm, LayerNorm
+from .layers import Called, Layer
+from .norms import batch_norm, layer_norm
+from .parameters import BatchNorm, LayerNorm
 
 
 def patch_stem(
-    x: Tensor, *, proj: Affine, norm: LayerNorm, stride: Sequence[int], padding: Sequence[int]
+    x: Tensor,
+    *,
+    proj: Layer,
+    norm: LayerNorm | Called,
+    stride: Sequence[int],
+    padding: Sequence[int],
 ) -> Tensor:
     """``LayerNorm(conv(x))``, mostly with kernel = stride.
 
@@ -32,6 +38,8 @@ def patch_stem(
     Raises:
         ValueError, TypeError: what ``patch_embed`` raises for a shape or dtype that does not fit.
     """
+    if isinstance(proj, Called) or isinstance(norm, Called):
+        return layer_norm(_convolution(x, proj, stride, padding), norm)
     if proj.weight.dim() == 4:
         stride, padding = (1, *stride), (0, *padding)
     return patch_embed(
@@ -47,7 +55,7 @@ def patch_stem(
 
 def conv_stem(
     x: Tensor,
-    layers: Iterable[tuple[Affine, BatchNorm]],
+    layers: Iterable[tuple[Layer, BatchNorm | Called | None]],
     *,
     temporal_strides: Iterable[int] = (),
 ) -> Tensor:
@@ -55,7 +63,8 @@ def conv_stem(
 
     Args:
         x: ``[B, T, H, W, C]``, floating, in any memory layout; ``T = 1`` for 2-D convolutions.
-        layers: convolutions ``[C', C, 3, 3]`` or ``[C', C, 3, 3, 3]`` and the norms behind them.
+        layers: convolutions ``[C', C, 3, 3]`` or ``[C', C, 3, 3, 3]`` and the norms behind them,
+            ``None`` where one is a part of its convolution.
         temporal_strides: of every layer, for 3-D convolutions.
 
     Returns:
@@ -65,9 +74,9 @@ def conv_stem(
     Raises:
         RuntimeError, ValueError: what the convolution and ``batch_norm`` raise.
     """
-    strides = iter(temporal_strides)
+    strides = tuple(temporal_strides)
     for depth, (conv, norm) in enumerate(layers):
-        stride = (2, 2) if conv.weight.dim() == 4 else (next(strides), 2, 2)
+        stride = (*strides[depth : depth + 1], 2, 2)
         x = _conv_norm(_gelu(x) if depth else x, conv, norm, stride)
     return x
 
@@ -77,15 +86,26 @@ def _gelu(x: Tensor) -> Tensor:
     return F.gelu(x) if x.requires_grad else torch.ops.aten.gelu_(x)
 
 
-def _conv_norm(x: Tensor, conv: Affine, norm: BatchNorm, stride: Sequence[int]) -> Tensor:
-    if not norm.training:
+def _conv_norm(
+    x: Tensor, conv: Layer, norm: BatchNorm | Called | None, stride: Sequence[int]
+) -> Tensor:
+    padding = (1,) * len(stride)
+    if isinstance(conv, Called) or isinstance(norm, Called) or (norm is not None and norm.training):
+        x = _convolution(x, conv, stride, padding)
+        return x if norm is None else batch_norm(x, norm)
+    if norm is not None:
         conv = conv.scale_output(*norm.scale_shift())
+    return _convolution(x, conv, stride, padding)
+
+
+def _convolution(x: Tensor, conv: Layer, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
+    """``[B, T, H, W, C]`` to the same; ``T = 1`` for a convolution over two axes."""
+    if isinstance(conv, Called):
+        return conv(x)
     if len(stride) == 2:
         x = x.squeeze(1).movedim(-1, 1).contiguous(memory_format=torch.channels_last)
-        x = F.conv2d(x, *conv, stride=stride, padding=1).movedim(1, -1).unsqueeze(1)
-    elif onednn.serves(x) and not needs_grad(x, *conv):
-        x = onednn.convolution(x, *conv, stride, (1, 1, 1))
-    else:
-        x = x.movedim(-1, 1).contiguous(memory_format=torch.channels_last_3d)
-        x = F.conv3d(x, *conv, stride=stride, padding=1).movedim(1, -1)
-    return batch_norm(x, norm) if norm.training else x
+        return F.conv2d(x, *conv, stride=stride, padding=padding).movedim(1, -1).unsqueeze(1)
+    if onednn.serves(x) and not needs_grad(x, *conv):
+        return onednn.convolution(x, *conv, stride, padding)
+    x = x.movedim(-1, 1).contiguous(memory_format=torch.channels_last_3d)
+    return F.conv3d(x, *conv, stride=stride, padding=padding).movedim(1, -1)

@@ -6,34 +6,29 @@ Tokens are ``[B, T, 1 + HW, C]``: in every frame a class token, then the patches
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import (
-    depthwise_conv3d,
-    feed_forward,
-    joint_attention,
-    linear,
-    patch_embed,
-    query_attention,
-)
+from .. import ops
+from .layers import Called, Layer, attention, depthwise_conv3d, feed_forward, linear
 from .norms import layer_norm, norm_then
 from .parameters import Affine, BatchNorm, LayerNorm
-from .residual import add_branch
+from .residual import add, add_branch
 
 
 def frame_tokens(
     x: Tensor,
     *,
-    proj: Affine,
+    proj: Layer,
     stride: Sequence[int],
     padding: Sequence[int],
     class_embedding: Tensor,
     positional_embedding: Tensor,
-    norm: LayerNorm,
+    norm: LayerNorm | Called,
 ) -> Tensor:
     """``LayerNorm([class_embedding | conv(x)] + positional_embedding)`` for every frame.
 
@@ -51,7 +46,11 @@ def frame_tokens(
     Raises:
         ValueError, TypeError: what ``patch_embed`` raises for a shape or dtype that does not fit.
     """
-    patches = patch_embed(x, *proj, stride=stride, padding=padding).flatten(2, 3)
+    if isinstance(proj, Called):
+        patches = proj(x)
+    else:
+        patches = ops.patch_embed(x, *proj, stride=stride, padding=padding)
+    patches = patches.flatten(2, 3)
     classes = class_embedding.expand(*patches.shape[:2], 1, -1)
     return layer_norm(torch.cat([classes, patches], 2) + positional_embedding, norm)
 
@@ -59,13 +58,14 @@ def frame_tokens(
 class TemporalMHRA(NamedTuple):
     """The layers of a local temporal relation aggregator, ``PW2(DW(PW1(BN(x))))``.
 
-    ``pw1`` is ``[C_r, C, 1, 1, 1]``, ``dw`` ``[C_r, 1, 3, 1, 1]``, ``pw2`` ``[C, C_r, 1, 1, 1]``.
+    ``pw1`` is ``[C_r, C, 1, 1, 1]``, ``dw`` ``[C_r, 1, 3, 1, 1]``, ``pw2`` ``[C, C_r, 1, 1, 1]``;
+    ``norm`` is ``None`` where it is a part of ``pw1``.
     """
 
-    norm: BatchNorm
-    pw1: Affine
-    dw: Affine
-    pw2: Affine
+    norm: BatchNorm | Called | None
+    pw1: Layer
+    dw: Layer
+    pw2: Layer
 
 
 def _on_patches(x: Tensor, grid: tuple[int, int], function: Callable[[Tensor], Tensor]) -> Tensor:
@@ -93,13 +93,21 @@ def temporal_mhra(
             one value per channel with batch statistics.
     """
 
-    def aggregate(patches: Tensor) -> Tensor:
-        patches = patches.contiguous()  # it is read twice
-        y, pw1 = norm_then(patches, layers.norm, layers.pw1)
-        y = depthwise_conv3d(linear(y, *pw1), *layers.dw)
-        return add_branch(patches, drop_path, linear, y, *layers.pw2.as_linear())
+    if any(isinstance(layer, Called) for layer in layers):
+        return _on_patches(x, grid, partial(_aggregate, layers=layers, drop_path=drop_path))
+    # The convolution never leaves a token's column, so the class tokens may go along as another
+    # one: nothing is cut out or put together.
+    _, pw1 = norm_then(x[:, :, 1:], layers.norm, layers.pw1)
+    y = depthwise_conv3d(linear(x, pw1).unsqueeze(2), layers.dw).squeeze(2)
+    y = add_branch(x, drop_path, linear, y, layers.pw2)
+    y[:, :, 0] = x[:, :, 0]
+    return y
 
-    return _on_patches(x, grid, aggregate)
+
+def _aggregate(patches: Tensor, layers: TemporalMHRA, drop_path: float) -> Tensor:
+    y, pw1 = norm_then(patches, layers.norm, layers.pw1)
+    y = depthwise_conv3d(linear(y, pw1), layers.dw)
+    return add_branch(patches, drop_path, linear, y, layers.pw2)
 
 
 def local_uniblock(
@@ -107,13 +115,13 @@ def local_uniblock(
     *,
     grid: tuple[int, int],
     lmhra1: TemporalMHRA | None,
-    ln_1: LayerNorm,
-    in_proj: Affine,
-    out_proj: Affine,
+    ln_1: LayerNorm | Called,
+    in_proj: Layer,
+    out_proj: Layer | None,
     lmhra2: TemporalMHRA | None,
-    ln_2: LayerNorm,
-    c_fc: Affine,
-    c_proj: Affine,
+    ln_2: LayerNorm | Called,
+    c_fc: Layer,
+    c_proj: Layer | None,
     num_heads: int,
     drop_path: float = 0.0,
 ) -> Tensor:
@@ -134,8 +142,10 @@ def local_uniblock(
         lmhra1, lmhra2: the temporal aggregators; ``None`` for none.
         ln_1, ln_2: LayerNorm over ``C``.
         in_proj: ``[3C, C]``, rows ``[q | k | v]``, each head after head.
-        out_proj: ``[C, C]``.
-        c_fc, c_proj: linear layers to the hidden channels and back.
+        out_proj: ``[C, C]``; without it, ``in_proj`` is all of the attention, to be called with
+            frames, ``[BT, 1 + HW, C]``.
+        c_fc, c_proj: linear layers to the hidden channels and back; without ``c_proj``, ``c_fc`` is
+            all of the feed-forward, to be called.
         num_heads: heads; ``C`` is a multiple of it.
         drop_path: probability that a branch is lost; 0 when evaluating.
 
@@ -147,19 +157,20 @@ def local_uniblock(
     """
     if lmhra1 is not None:
         x = temporal_mhra(x, lmhra1, grid=grid, drop_path=drop_path)
-    qkv = linear(layer_norm(x, ln_1), *in_proj)
-    a = joint_attention(qkv.flatten(0, 1), num_heads).view(x.shape)
-    x = add_branch(x, drop_path, linear, a, *out_proj, axis=2)
+
+    def attend(h: Tensor, *, residual: Tensor | None = None) -> Tensor:
+        h, r = (t if t is None else t.flatten(0, 1) for t in (h, residual))
+        a = attention(h, in_proj, out_proj, num_heads=num_heads, residual=r)
+        return a.view(x.shape)
+
+    x = add_branch(x, drop_path, attend, layer_norm(x, ln_1), axis=2)
     if lmhra2 is not None:
         x = temporal_mhra(x, lmhra2, grid=grid, drop_path=drop_path)
-
-    def mlp(h: Tensor, *, residual: Tensor | None = None) -> Tensor:
-        return feed_forward(h, *c_fc, *c_proj, activation="quick_gelu", residual=residual)
-
-    return add_branch(x, drop_path, mlp, layer_norm(x, ln_2), axis=2)
+    h, options = layer_norm(x, ln_2), {"activation": "quick_gelu", "axis": 2}
+    return add_branch(x, drop_path, feed_forward, h, c_fc, c_proj, **options)
 
 
-def video_memory(x: Tensor, *, grid: tuple[int, int], dpe: Affine) -> Tensor:
+def video_memory(x: Tensor, *, grid: tuple[int, int], dpe: Layer) -> Tensor:
     """What a global UniBlock attends to: all tokens of a clip, DPE added to the patches.
 
     Args:
@@ -173,7 +184,7 @@ def video_memory(x: Tensor, *, grid: tuple[int, int], dpe: Affine) -> Tensor:
     Raises:
         ValueError, TypeError: what ``depthwise_conv3d`` raises.
     """
-    y = _on_patches(x, grid, lambda patches: depthwise_conv3d(patches, *dpe, residual=True))
+    y = _on_patches(x, grid, lambda patches: depthwise_conv3d(patches, dpe, residual=True))
     return y.flatten(1, 2)
 
 
@@ -181,13 +192,13 @@ def global_uniblock(
     query: Tensor,
     memory: Tensor,
     *,
-    ln_1: LayerNorm,
-    ln_3: LayerNorm,
-    in_proj: Affine,
-    out_proj: Affine,
-    ln_2: LayerNorm,
-    c_fc: Affine,
-    c_proj: Affine,
+    ln_1: LayerNorm | Called,
+    ln_3: LayerNorm | Called,
+    in_proj: Affine | Called,
+    out_proj: Affine | None,
+    ln_2: LayerNorm | Called,
+    c_fc: Layer,
+    c_proj: Layer | None,
     num_heads: int,
     dropout: float = 0.0,
     drop_path: float = 0.0,
@@ -204,8 +215,10 @@ def global_uniblock(
         memory: ``[B, N, C]``, as ``video_memory`` makes it.
         ln_1, ln_2, ln_3: LayerNorm over ``C``.
         in_proj: ``[3C, C]``, rows ``[q | k | v]``, each head after head.
-        out_proj: ``[C, C]``.
-        c_fc, c_proj: linear layers to the hidden channels and back.
+        out_proj: ``[C, C]``; without it, ``in_proj`` is all of the attention, to be called with the
+            normalised query and memory.
+        c_fc, c_proj: linear layers to the hidden channels and back; without ``c_proj``, ``c_fc`` is
+            all of the feed-forward, to be called.
         num_heads: heads; ``C`` is a multiple of it.
         dropout: probability that a hidden channel is lost; 0 when evaluating.
         drop_path: probability that a branch is lost; 0 when evaluating.
@@ -216,16 +229,31 @@ def global_uniblock(
     Raises:
         ValueError, TypeError: what the operators raise for a shape or dtype that does not fit.
     """
-    a = query_attention(
-        layer_norm(query, ln_1),
-        memory,
-        ln_3.weight,
-        ln_3.bias,
-        *in_proj,
-        num_heads,
-        eps=ln_3.eps,
+    q = layer_norm(query, ln_1)
+    if out_proj is None:
+        query = add(query, in_proj.function(q, layer_norm(memory, ln_3)), drop_path, axis=None)
+    else:
+        a = _query_attention(q, memory, ln_3, in_proj, num_heads)
+        query = add_branch(query, drop_path, linear, a, out_proj, axis=None)
+    h = layer_norm(query, ln_2)
+    if c_proj is None:
+        return add_branch(query, drop_path, c_fc, h, axis=None)
+    h = F.dropout(linear(h, c_fc, activation="quick_gelu"), dropout, training=dropout > 0)
+    return add_branch(query, drop_path, linear, h, c_proj, axis=None)
+
+
+def _query_attention(
+    query: Tensor, memory: Tensor, norm: LayerNorm | Called, in_proj: Affine, num_heads: int
+) -> Tensor:
+    """The memory's norm is a part of the operator, unless it is called."""
+    if isinstance(norm, LayerNorm):
+        affine = norm.weight, norm.bias
+        return ops.query_attention(query, memory, *affine, *in_proj, num_heads, eps=norm.eps)
+    memory = norm(memory)
+    q, k, v = (
+        F.linear(x, weight, bias).unflatten(-1, (num_heads, -1)).transpose(1, 2)
+        for x, weight, bias in zip(
+            (query, memory, memory), in_proj.weight.chunk(3), in_proj.bias.chunk(3), strict=True
+        )
     )
-    query = add_branch(query, drop_path, linear, a, *out_proj, axis=None)
-    hidden = linear(layer_norm(query, ln_2), *c_fc, activation="quick_gelu")
-    hidden = F.dropout(hidden, dropout, training=dropout > 0)
-    return add_branch(query, drop_path, linear, hidden, *c_proj, axis=None)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)

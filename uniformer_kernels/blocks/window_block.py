@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import depthwise_conv3d, feed_forward, linear, window_attention
+from ..ops import window_attention
+from .layers import Called, Layer, depthwise_conv3d, feed_forward, linear
 from .norms import layer_norm
 from .parameters import Affine, LayerNorm
 from .residual import add_branch
@@ -13,13 +15,13 @@ from .residual import add_branch
 def window_block(
     x: Tensor,
     *,
-    dpe: Affine,
-    norm1: LayerNorm,
-    qkv: Affine,
-    proj: Affine,
-    norm2: LayerNorm,
-    fc1: Affine,
-    fc2: Affine,
+    dpe: Layer,
+    norm1: LayerNorm | Called,
+    qkv: Layer,
+    proj: Layer | None,
+    norm2: LayerNorm | Called,
+    fc1: Layer,
+    fc2: Layer | None,
     num_heads: int,
     window_size: int,
     drop_path: float = 0.0,
@@ -38,8 +40,9 @@ def window_block(
         dpe: depthwise convolution, ``[C, 1, 3, 3]`` or ``[C, 1, 3, 3, 3]``.
         norm1, norm2: LayerNorm over ``C``.
         qkv: ``[3C, C]``, rows ``[q | k | v]``, each head after head.
-        proj: ``[C, C]``.
-        fc1, fc2: linear layers to the hidden channels and back.
+        proj: ``[C, C]``; without it, ``qkv`` is all of the attention, to be called.
+        fc1, fc2: linear layers to the hidden channels and back; without ``fc2``, ``fc1`` is all of
+            the feed-forward, to be called.
         num_heads: heads; ``C`` is a multiple of it.
         window_size: height and width of a window; may exceed the grid's.
         drop_path: probability that a sample loses a branch, each branch on its own; 0 when
@@ -51,8 +54,38 @@ def window_block(
     Raises:
         ValueError, TypeError: what the operators raise for a shape or dtype that does not fit.
     """
-    x = depthwise_conv3d(x, *dpe.as_conv3d(), residual=True)
-    y = linear(layer_norm(x, norm1), *qkv)
-    y = window_attention(y, qkv.bias, num_heads, window_size)
-    x = add_branch(x, drop_path, linear, y, *proj)
-    return add_branch(x, drop_path, feed_forward, layer_norm(x, norm2), *fc1, *fc2)
+    x = depthwise_conv3d(x, dpe, residual=True)
+    h = layer_norm(x, norm1)
+    if proj is None:
+        x = add_branch(x, drop_path, _in_windows, h, qkv, window_size)
+    else:
+        y = _window_attention(h, qkv, num_heads, window_size)
+        x = add_branch(x, drop_path, linear, y, proj)
+    return add_branch(x, drop_path, feed_forward, layer_norm(x, norm2), fc1, fc2)
+
+
+def _window_attention(x: Tensor, qkv: Layer, num_heads: int, window_size: int) -> Tensor:
+    if isinstance(qkv, Affine):
+        return window_attention(linear(x, qkv), qkv.bias, num_heads, window_size)
+    H, W = x.shape[2:4]
+    y = qkv(_filled_up(x, window_size))  # nobody knows what it gives for a zero
+    return window_attention(y, None, num_heads, window_size)[:, :, :H, :W]
+
+
+def _in_windows(
+    x: Tensor, attention: Called, window_size: int, *, residual: Tensor | None = None
+) -> Tensor:
+    """An attention that is called with the windows, ``[windows, window_size**2, C]``."""
+    H, W, C = x.shape[2:]
+    x = _filled_up(x, window_size)
+    size = x.shape[2] // window_size, window_size, x.shape[3] // window_size, window_size
+    windows = x.unflatten(3, size[2:]).unflatten(2, size[:2]).transpose(3, 4)
+    y = attention(windows.reshape(-1, window_size**2, C)).view(windows.shape)
+    y = y.transpose(3, 4).flatten(4, 5).flatten(2, 3)[:, :, :H, :W]
+    return y if residual is None else residual + y
+
+
+def _filled_up(x: Tensor, window_size: int) -> Tensor:
+    """Zeros at the right and at the bottom make whole windows."""
+    H, W = x.shape[2:4]
+    return F.pad(x, (0, 0, 0, -W % window_size, 0, -H % window_size))

@@ -1,5 +1,6 @@
 """Modules that hold parameters under the official names and call the block functions."""
 
+from .basic import Foldable
 from .divided import DividedBlock
 from .hourglass import HourglassBlock
 from .joint import GlobalBlock
@@ -12,6 +13,7 @@ from .window import WindowBlock
 __all__ = [
     "ConvStem",
     "DividedBlock",
+    "Foldable",
     "GlobalBlock",
     "HourglassBlock",
     "LocalBlock",

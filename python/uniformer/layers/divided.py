@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from uniformer_kernels.blocks import Affine, LayerNorm, divided_block
+from uniformer_kernels.blocks import divided_block, layer
 
-from .basic import BLOCK_EPS, attention, depthwise, mlp
+from .basic import BLOCK_EPS, Attention, Mlp, depthwise, layers
 
 
 class DividedBlock(nn.Module):
@@ -18,28 +18,31 @@ class DividedBlock(nn.Module):
         self.num_heads = dim // head_dim
         self.pos_embed = depthwise(dim, 3, ndim=3)
         self.t_norm = nn.LayerNorm(dim, eps=BLOCK_EPS)
-        self.t_attn = attention(dim)
+        self.t_attn = Attention(dim, self.num_heads)
         nn.init.zeros_(self.t_attn.qkv.weight)
         nn.init.ones_(self.t_attn.proj.weight)
         self.norm1 = nn.LayerNorm(dim, eps=BLOCK_EPS)
-        self.attn = attention(dim)
+        self.attn = Attention(dim, self.num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=BLOCK_EPS)
-        self.mlp = mlp(dim)
+        self.mlp = Mlp(dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, T, H, W, C]`` to the same."""
+        t_qkv, t_proj = layers(self.t_attn)
+        qkv, proj = layers(self.attn)
+        fc1, fc2 = layers(self.mlp)
         return divided_block(
             x,
-            dpe=Affine.of(self.pos_embed),
-            t_norm=LayerNorm.of(self.t_norm),
-            t_qkv=Affine.of(self.t_attn.qkv),
-            t_proj=Affine.of(self.t_attn.proj),
-            norm1=LayerNorm.of(self.norm1),
-            qkv=Affine.of(self.attn.qkv),
-            proj=Affine.of(self.attn.proj),
-            norm2=LayerNorm.of(self.norm2),
-            fc1=Affine.of(self.mlp.fc1),
-            fc2=Affine.of(self.mlp.fc2),
+            dpe=layer(self.pos_embed, 3),
+            t_norm=layer(self.t_norm),
+            t_qkv=t_qkv,
+            t_proj=t_proj,
+            norm1=layer(self.norm1),
+            qkv=qkv,
+            proj=proj,
+            norm2=layer(self.norm2),
+            fc1=fc1,
+            fc2=fc2,
             num_heads=self.num_heads,
             drop_path=self.drop_path if self.training else 0.0,
         )

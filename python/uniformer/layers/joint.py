@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from uniformer_kernels.blocks import Affine, LayerNorm, global_block
+from uniformer_kernels.blocks import global_block, layer
 
-from .basic import BLOCK_EPS, attention, depthwise, mlp
+from .basic import BLOCK_EPS, Attention, Foldable, Mlp, depthwise, fold_scale, layers
 
 
-class GlobalBlock(nn.Module):
+class GlobalBlock(Foldable):
     """Parameters of ``global_block``, for images (``ndim=2``) or clips (``ndim=3``).
 
     ``layer_scale`` is what ``gamma_1`` and ``gamma_2`` start from; there are none without it.
@@ -26,30 +26,37 @@ class GlobalBlock(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        self.drop_path = drop_path
+        self.ndim, self.drop_path = ndim, drop_path
         self.num_heads = dim // head_dim
         for name in ("gamma_1", "gamma_2"):
             gamma = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
             self.register_parameter(name, gamma)
         self.pos_embed = depthwise(dim, 3, ndim)
         self.norm1 = nn.LayerNorm(dim, eps=BLOCK_EPS)
-        self.attn = attention(dim)
+        self.attn = Attention(dim, self.num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=BLOCK_EPS)
-        self.mlp = mlp(dim)
+        self.mlp = Mlp(dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, T, H, W, C]`` to the same."""
+        qkv, proj = layers(self.attn)
+        fc1, fc2 = layers(self.mlp)
         return global_block(
             x,
-            dpe=Affine.of(self.pos_embed),
-            norm1=LayerNorm.of(self.norm1),
-            qkv=Affine.of(self.attn.qkv),
-            proj=Affine.of(self.attn.proj),
-            norm2=LayerNorm.of(self.norm2),
-            fc1=Affine.of(self.mlp.fc1),
-            fc2=Affine.of(self.mlp.fc2),
+            dpe=layer(self.pos_embed, self.ndim),
+            norm1=layer(self.norm1),
+            qkv=qkv,
+            proj=proj,
+            norm2=layer(self.norm2),
+            fc1=fc1,
+            fc2=fc2,
             num_heads=self.num_heads,
             gamma_1=self.gamma_1,
             gamma_2=self.gamma_2,
             drop_path=self.drop_path if self.training else 0.0,
         )
+
+    def fold(self) -> None:
+        """Layer scales become parts of the layers in front of them."""
+        fold_scale(self, "gamma_1", self.attn, "proj")
+        fold_scale(self, "gamma_2", self.mlp, "fc2")

@@ -5,12 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from uniformer_kernels.blocks import Affine, BatchNorm, local_block
+from uniformer_kernels.blocks import has_hooks, layer, local_block
 
-from .basic import BATCH_NORM, CONV, MLP_RATIO, depthwise
+from .basic import (
+    BATCH_NORM,
+    CONV,
+    MLP_RATIO,
+    Foldable,
+    Mlp,
+    depthwise,
+    fold_norm,
+    fold_scale,
+    layers,
+)
 
 
-class LocalBlock(nn.Module):
+class LocalBlock(Foldable):
     """Parameters of ``local_block``, for images (``ndim=2``) or clips (``ndim=3``).
 
     The official names hide that ``attn`` is the depthwise convolution of the branch, and
@@ -29,7 +39,7 @@ class LocalBlock(nn.Module):
     ) -> None:
         super().__init__()
         conv, batch_norm = CONV[ndim], BATCH_NORM[ndim]
-        self.drop_path = drop_path
+        self.ndim, self.drop_path = ndim, drop_path
         for name in ("gamma_1", "gamma_2"):
             shape = (1, dim, *[1] * ndim)
             gamma = None if layer_scale is None else nn.Parameter(torch.full(shape, layer_scale))
@@ -40,22 +50,31 @@ class LocalBlock(nn.Module):
         self.conv2 = conv(dim, dim, 1)
         self.attn = depthwise(dim, 5, ndim)
         self.norm2 = batch_norm(dim)
-        hidden = mlp_ratio * dim
-        self.mlp = nn.ModuleDict({"fc1": conv(dim, hidden, 1), "fc2": conv(hidden, dim, 1)})
+        self.mlp = Mlp(dim, mlp_ratio, ndim)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, T, H, W, C]`` to the same."""
+        ndim = self.ndim
+        fc1, fc2 = layers(self.mlp, ndim)
         return local_block(
             x,
-            dpe=Affine.of(self.pos_embed),
-            norm1=BatchNorm.of(self.norm1),
-            pw1=Affine.of(self.conv1),
-            dw=Affine.of(self.attn),
-            pw2=Affine.of(self.conv2),
-            norm2=BatchNorm.of(self.norm2),
-            fc1=Affine.of(self.mlp.fc1),
-            fc2=Affine.of(self.mlp.fc2),
+            dpe=layer(self.pos_embed, ndim),
+            norm1=self.norm1 and layer(self.norm1, ndim),
+            pw1=layer(self.conv1, ndim),
+            dw=layer(self.attn, ndim),
+            pw2=layer(self.conv2, ndim),
+            norm2=self.norm2 and layer(self.norm2, ndim),
+            fc1=fc1,
+            fc2=fc2,
             gamma_1=self.gamma_1,
             gamma_2=self.gamma_2,
             drop_path=self.drop_path if self.training else 0.0,
         )
+
+    def fold(self) -> None:
+        """Norms and layer scales become parts of the pointwise convolutions."""
+        fold_norm(self, "norm1", self.conv1)
+        fold_scale(self, "gamma_1", self.conv2)
+        if isinstance(self.mlp, Mlp) and not has_hooks(self.mlp):
+            fold_norm(self, "norm2", self.mlp.fc1)
+            fold_scale(self, "gamma_2", self.mlp, "fc2")

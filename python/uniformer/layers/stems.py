@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
-from uniformer_kernels.blocks import Affine, BatchNorm, LayerNorm, conv_stem, patch_stem
+from uniformer_kernels.blocks import conv_stem, layer, patch_stem
 
-from .basic import BATCH_NORM, CONV
+from .basic import BATCH_NORM, CONV, Foldable, fold_norm
 
 
 class PatchStem(nn.Module):
@@ -21,9 +21,11 @@ class PatchStem(nn.Module):
         *,
         kernel: Sequence[int],
         stride: Sequence[int],
-        padding: Sequence[int] | int = 0,
+        padding: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        padding = (0,) * len(kernel) if padding is None else padding
+        self.ndim, self.stride, self.padding = len(kernel), stride, padding
         self.norm = nn.LayerNorm(dim)
         self.proj = CONV[len(kernel)](in_chans, dim, kernel, stride, padding)
 
@@ -31,14 +33,14 @@ class PatchStem(nn.Module):
         """``[B, T, H, W, C]`` to ``[B, T', H', W', dim]``."""
         return patch_stem(
             x,
-            proj=Affine.of(self.proj),
-            norm=LayerNorm.of(self.norm),
-            stride=self.proj.stride,
-            padding=self.proj.padding,
+            proj=layer(self.proj, self.ndim),
+            norm=layer(self.norm),
+            stride=self.stride,
+            padding=self.padding,
         )
 
 
-class ConvStem(nn.Module):
+class ConvStem(Foldable):
     """3x3 convolutions of stride 2 with BatchNorm, ``in_chans -> dims[0] -> dims[1] ...``.
 
     ``temporal_strides``, one a layer, makes them convolutions of clips, over three frames.
@@ -59,11 +61,20 @@ class ConvStem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[B, T, H, W, C]`` to ``[B, T', H', W', dims[-1]]``."""
         convs, norms = self.proj[0::3], self.proj[1::3]
+        ndim = 3 if self.temporal_strides else 2
         return conv_stem(
             x,
-            [(Affine.of(c), BatchNorm.of(n)) for c, n in zip(convs, norms, strict=True)],
+            [
+                (layer(conv, ndim), norm and layer(norm, ndim))
+                for conv, norm in zip(convs, norms, strict=True)
+            ],
             temporal_strides=self.temporal_strides,
         )
+
+    def fold(self) -> None:
+        """Norms become parts of the convolutions in front of them."""
+        for number in range(1, len(self.proj), 3):
+            fold_norm(self.proj, str(number), self.proj[number - 1], behind=True)
 
 
 def smallest_input(stems: Iterable[nn.Module]) -> tuple[int, ...]:

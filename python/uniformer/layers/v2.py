@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uniformer_kernels.blocks import (
     Affine,
-    BatchNorm,
-    LayerNorm,
+    Called,
     TemporalMHRA,
     global_uniblock,
+    has_hooks,
+    layer,
     local_uniblock,
     video_memory,
 )
 
-from .basic import MLP_RATIO, depthwise
+from .basic import MLP_RATIO, Foldable, depthwise, fold_norm
 from .stage import Stage
 
 FUSIONS = ("sequential", "parallel", "hierarchical_kv", "hierarchical_q")
 LOCAL_MHRA = ("none", "single", "double")
 
 
-class TemporalAggregator(nn.Module):
+class TemporalAggregator(Foldable):
     """Parameters of one LMHRA, which adds nothing at the start."""
 
     def __init__(self, dim: int, *, reduction: float) -> None:
@@ -41,7 +44,12 @@ class TemporalAggregator(nn.Module):
     def layers(self) -> TemporalMHRA:
         """What ``local_uniblock`` takes, for its next call."""
         norm, pw1, dw, pw2 = self.pos_embed
-        return TemporalMHRA(BatchNorm.of(norm), Affine.of(pw1), Affine.of(dw), Affine.of(pw2))
+        norm = norm and layer(norm, 3)
+        return TemporalMHRA(norm, layer(pw1, 3), layer(dw, 3), layer(pw2, 3))
+
+    def fold(self) -> None:
+        """The norm becomes a part of the first pointwise convolution."""
+        fold_norm(self.pos_embed, "0", self.pos_embed[1])
 
 
 class LocalUniBlock(nn.Module):
@@ -65,22 +73,24 @@ class LocalUniBlock(nn.Module):
             self.register_module(f"lmhra{number}", lmhra)
         self.attn = nn.MultiheadAttention(dim, num_heads)
         self.ln_1 = nn.LayerNorm(dim)
-        self.mlp = _mlp(dim)
+        self.mlp = VideoMlp(dim)
         self.ln_2 = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, T, 1 + HW, C]`` to the same."""
+        in_proj, out_proj = _attention_layers(self.attn)
+        c_fc, c_proj = _mlp_layers(self.mlp)
         return local_uniblock(
             x,
             grid=self.grid,
             lmhra1=self.lmhra1 and self.lmhra1.layers(),
-            ln_1=LayerNorm.of(self.ln_1),
-            in_proj=Affine(self.attn.in_proj_weight, self.attn.in_proj_bias),
-            out_proj=Affine.of(self.attn.out_proj),
+            ln_1=layer(self.ln_1),
+            in_proj=in_proj,
+            out_proj=out_proj,
             lmhra2=self.lmhra2 and self.lmhra2.layers(),
-            ln_2=LayerNorm.of(self.ln_2),
-            c_fc=Affine.of(self.mlp.c_fc),
-            c_proj=Affine.of(self.mlp.c_proj),
+            ln_2=layer(self.ln_2),
+            c_fc=c_fc,
+            c_proj=c_proj,
             num_heads=self.num_heads,
             drop_path=self.drop_path if self.training else 0.0,
         )
@@ -93,10 +103,10 @@ class GlobalUniBlock(nn.Module):
         self, dim: int, *, num_heads: int, dropout: float = 0.0, drop_path: float = 0.0
     ) -> None:
         super().__init__()
-        self.num_heads, self.dropout, self.drop_path = num_heads, dropout, drop_path
+        self.num_heads, self.drop_path = num_heads, drop_path
         self.attn = nn.MultiheadAttention(dim, num_heads)
         self.ln_1 = nn.LayerNorm(dim)
-        self.mlp = _mlp(dim)
+        self.mlp = VideoMlp(dim, dropout)
         self.ln_2 = nn.LayerNorm(dim)
         self.ln_3 = nn.LayerNorm(dim)
         nn.init.xavier_uniform_(self.mlp.c_fc.weight)
@@ -105,18 +115,20 @@ class GlobalUniBlock(nn.Module):
 
     def forward(self, query: Tensor, memory: Tensor) -> Tensor:
         """``[B, 1, C]`` and ``[B, N, C]`` to ``[B, 1, C]``."""
+        in_proj, out_proj = _attention_layers(self.attn)
+        c_fc, c_proj = _mlp_layers(self.mlp)
         return global_uniblock(
             query,
             memory,
-            ln_1=LayerNorm.of(self.ln_1),
-            ln_3=LayerNorm.of(self.ln_3),
-            in_proj=Affine(self.attn.in_proj_weight, self.attn.in_proj_bias),
-            out_proj=Affine.of(self.attn.out_proj),
-            ln_2=LayerNorm.of(self.ln_2),
-            c_fc=Affine.of(self.mlp.c_fc),
-            c_proj=Affine.of(self.mlp.c_proj),
+            ln_1=layer(self.ln_1),
+            ln_3=layer(self.ln_3),
+            in_proj=in_proj,
+            out_proj=out_proj,
+            ln_2=layer(self.ln_2),
+            c_fc=c_fc,
+            c_proj=c_proj,
             num_heads=self.num_heads,
-            dropout=self.dropout if self.training else 0.0,
+            dropout=self.mlp.dropout if self.training else 0.0,
             drop_path=self.drop_path if self.training else 0.0,
         )
 
@@ -207,7 +219,7 @@ class VideoTransformer(nn.Module):
     def _gather(self, x: Tensor, tokens: Sequence[Tensor]) -> Tensor:
         """The next video token, from the clip's tokens and the video tokens so far."""
         number = len(tokens)
-        memory = video_memory(x, grid=self.grid, dpe=Affine.of(self.dpe[number]))
+        memory = video_memory(x, grid=self.grid, dpe=layer(self.dpe[number], 3))
         if self.fusion == "sequential" and tokens:
             return self.dec[number](tokens[-1], memory)
         query = self.temporal_cls_token[number].expand(x.shape[0], 1, -1)
@@ -223,9 +235,44 @@ def _zero(layer: nn.Module) -> None:
     nn.init.zeros_(layer.bias)
 
 
-def _mlp(dim: int) -> nn.ModuleDict:
-    hidden = MLP_RATIO * dim
-    return nn.ModuleDict({"c_fc": nn.Linear(dim, hidden), "c_proj": nn.Linear(hidden, dim)})
+class VideoMlp(nn.ModuleDict):
+    """The two layers of a feed-forward with a QuickGELU between, and dropout behind that.
+
+    Blocks take them out of it, and call it as a whole only where it has hooks.
+    """
+
+    def __init__(self, dim: int, dropout: float = 0.0) -> None:
+        hidden = MLP_RATIO * dim
+        super().__init__({"c_fc": nn.Linear(dim, hidden), "c_proj": nn.Linear(hidden, dim)})
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., C]`` to the same."""
+        x = self.c_fc(x)
+        x = F.dropout(x * (1.702 * x).sigmoid(), self.dropout, self.training)
+        return self.c_proj(x)
+
+
+def _mlp_layers(mlp: nn.Module) -> tuple[Affine | Called, Affine | Called | None]:
+    """The layers of the feed-forward as blocks take them: it alone where it has to be called."""
+    if has_hooks(mlp) or type(mlp).forward is not VideoMlp.forward:
+        return Called(mlp), None
+    return layer(mlp.c_fc), layer(mlp.c_proj)
+
+
+def _attention_layers(attention: nn.Module) -> tuple[Affine | Called, Affine | None]:
+    """The same of an attention. PyTorch's never calls its output projection, which has no say."""
+    if has_hooks(attention) or type(attention).forward is not nn.MultiheadAttention.forward:
+        return Called(partial(_attend, attention)), None
+    in_proj = Affine(attention.in_proj_weight, attention.in_proj_bias)
+    return in_proj, Affine.of(attention.out_proj)
+
+
+def _attend(attention: nn.Module, query: Tensor, memory: Tensor | None = None) -> Tensor:
+    """``[B, N, C]`` to the same, by a module that takes tokens first."""
+    query = query.transpose(0, 1)
+    memory = query if memory is None else memory.transpose(0, 1)
+    return attention(query, memory, memory, need_weights=False)[0].transpose(0, 1)
 
 
 def _rising(rate: float, count: int) -> list[float]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from uniformer_kernels.blocks import Affine, LayerNorm, window_block
+from uniformer_kernels.blocks import layer, window_block
 
+from .basic import layers
 from .joint import GlobalBlock
 
 
@@ -32,15 +33,17 @@ class WindowBlock(GlobalBlock):
         """``[B, T, H, W, C]`` to the same."""
         if self.window_size is None:
             return super().forward(x)
+        qkv, proj = layers(self.attn)
+        fc1, fc2 = layers(self.mlp)
         return window_block(
             x,
-            dpe=Affine.of(self.pos_embed),
-            norm1=LayerNorm.of(self.norm1),
-            qkv=Affine.of(self.attn.qkv),
-            proj=Affine.of(self.attn.proj),
-            norm2=LayerNorm.of(self.norm2),
-            fc1=Affine.of(self.mlp.fc1),
-            fc2=Affine.of(self.mlp.fc2),
+            dpe=layer(self.pos_embed, self.ndim),
+            norm1=layer(self.norm1),
+            qkv=qkv,
+            proj=proj,
+            norm2=layer(self.norm2),
+            fc1=fc1,
+            fc2=fc2,
             num_heads=self.num_heads,
             window_size=self.window_size,
             drop_path=self.drop_path if self.training else 0.0,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from uniformer_kernels.blocks import BatchNorm, LayerNorm, batch_norm, layer_norm
+from uniformer_kernels.blocks import batch_norm, layer, layer_norm
 
 from ..data.transforms import MEAN, STD
 from ..features import FeatureInfo
 from ..layers import Stage, smallest_input
 from ..layers.basic import BATCH_NORM, classifier
+from ..weights import CheckpointError
 
 DIMS = (64, 128, 320, 512)
 """Channels of the four stages, in most released models."""
@@ -85,6 +88,35 @@ class Model(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """The parameters that the official recipes name as not to decay, besides 1-D ones."""
         return {"pos_embed", "cls_token"}
+
+    def save_pretrained(self, folder: str | PathLike[str], **options: Any) -> Path:
+        """As ``uniformer.hub.save_pretrained``."""
+        from ..hub import save_pretrained  # which knows the models
+
+        return save_pretrained(self, folder, **options)
+
+    def push_to_hub(self, repository: str, **options: Any) -> str:
+        """As ``uniformer.hub.push_to_hub``."""
+        from ..hub import push_to_hub
+
+        return push_to_hub(self, repository, **options)
+
+    @classmethod
+    def from_pretrained(cls, source: str | PathLike[str], **options: Any) -> Model:
+        """As ``uniformer.hub.from_pretrained``.
+
+        Raises:
+            CheckpointError: as there; or the model saved is not of this class.
+        """
+        from ..hub import from_pretrained
+
+        model = from_pretrained(source, **options)
+        if not isinstance(model, cls):
+            raise CheckpointError(
+                f"from_pretrained: source: expected a {cls.__name__}, got {str(source)!r}: "
+                f"a {type(model).__name__}"
+            )
+        return model
 
 
 class Classifier(Model):
@@ -207,7 +239,7 @@ class Backbone(Model):
         for index, x in enumerate(maps):
             if index in indices:
                 norm = getattr(self, f"norm{index + 1}", None)
-                y = (x if norm is None else layer_norm(x, LayerNorm.of(norm))).movedim(-1, 1)
+                y = (x if norm is None else layer_norm(x, layer(norm))).movedim(-1, 1)
                 picked[index] = (y.squeeze(2) if self.axes == "HW" else y).contiguous()
         return x, [picked[index] for index in indices]
 
@@ -250,7 +282,7 @@ class PooledClassifier(Classifier):
         return pooled if pre_logits else self.head(pooled)
 
     def _normalised(self, x: Tensor) -> Tensor:
-        return batch_norm(x, BatchNorm.of(self.norm))
+        return batch_norm(x, layer(self.norm, len(self.axes)))
 
 
 class UniFormer(PooledClassifier, Backbone):
@@ -366,4 +398,4 @@ class DenseBackbone(Backbone):
         return self
 
     def _normalised(self, x: Tensor) -> Tensor:
-        return layer_norm(x, LayerNorm.of(self.norm4))
+        return layer_norm(x, layer(self.norm4))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from uniformer_kernels.blocks import LayerNorm, layer_norm, pool_importance
+from uniformer_kernels.blocks import layer, layer_norm, pool_importance
 
 from ..layers import ConvStem, HourglassBlock, LocalBlock, PatchStem, Stage
 from ..layers.basic import BATCH_NORM, BLOCK_EPS, classifier, linear
@@ -106,7 +106,7 @@ class LightBackbone(Backbone):
         yield x, None
 
         x = self.patch_embed3(x)
-        score_token = self.cls_token.to(x.dtype).expand(len(x), -1, -1)
+        score_token = self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1)
         x, score_token, importance = _through(self.blocks3, x, score_token, None)
         yield x, score_token
 
@@ -168,7 +168,7 @@ class LightUniFormer(PooledClassifier, LightBackbone):
         logits = self.forward_head(self._normalised(last))
         if not self.training:
             return logits
-        return logits, self.head_cls(layer_norm(score_token[:, 0], LayerNorm.of(self.norm_cls)))
+        return logits, self.head_cls(layer_norm(score_token[:, 0], layer(self.norm_cls)))
 
 
 @register(uniformer_xxs=_XXS, uniformer_xs=_XS)

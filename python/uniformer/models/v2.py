@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from uniformer_kernels.blocks import Affine, LayerNorm, frame_tokens
+from uniformer_kernels.blocks import frame_tokens, layer
 
 from ..features import FeatureInfo
 from ..layers import VideoTransformer
@@ -141,13 +141,10 @@ class UniFormerV2(Classifier):
         reach, step = (3, 2) if temporal_downsample else (1, 1)
         self.class_embedding = nn.Parameter(dim**-0.5 * torch.randn(dim))
         self.positional_embedding = nn.Parameter(dim**-0.5 * torch.randn(1 + side**2, dim))
+        kernel = (reach, patch_size, patch_size)
+        self.patch_stride, self.patch_padding = (step, patch_size, patch_size), (reach // 2, 0, 0)
         self.conv1 = nn.Conv3d(
-            in_chans,
-            dim,
-            (reach, patch_size, patch_size),
-            (step, patch_size, patch_size),
-            (reach // 2, 0, 0),
-            bias=False,
+            in_chans, dim, kernel, self.patch_stride, self.patch_padding, bias=False
         )
         self.ln_pre = nn.LayerNorm(dim)
         self.transformer = VideoTransformer(
@@ -230,12 +227,12 @@ class UniFormerV2(Classifier):
         """The tokens of the frames, ``[B, T, 1 + HW, dim]``."""
         return frame_tokens(
             self._channels_last(x),
-            proj=Affine.of(self.conv1),
-            stride=self.conv1.stride,
-            padding=self.conv1.padding,
+            proj=layer(self.conv1, 3),
+            stride=self.patch_stride,
+            padding=self.patch_padding,
             class_embedding=self.class_embedding,
             positional_embedding=self.positional_embedding,
-            norm=LayerNorm.of(self.ln_pre),
+            norm=layer(self.ln_pre),
         )
 
     def _channels_last(self, x: Tensor | Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,149 @@
+"""Layers as blocks apply them: by kernels on their parameters, or by calling their modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import ops
+from .parameters import Affine, BatchNorm, LayerNorm
+
+_PARAMETERS = {
+    nn.Linear: Affine,
+    nn.Conv2d: Affine,
+    nn.Conv3d: Affine,
+    nn.LayerNorm: LayerNorm,
+    nn.BatchNorm3d: BatchNorm,  # shares its forward with the norms of fewer axes
+    nn.SyncBatchNorm: BatchNorm,
+}
+
+
+class Called:
+    """A layer, or a whole network, that computes for itself.
+
+    Args:
+        function: mostly a module.
+        ndim: axes it expects behind the channels: 2 or 3 for what takes ``[B, C, (T,) H, W]``; 0
+            for what takes channels-last tensors as blocks have them.
+        scale: ``[C_out]``, what its output is multiplied by.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], ndim: int = 0, scale: Tensor | None = None
+    ) -> None:
+        self.function, self.ndim, self.scale = function, ndim, scale
+
+    def __call__(self, x: Tensor, *, residual: Tensor | None = None) -> Tensor:
+        """``[..., C]`` to ``[..., C_out]``; two axes behind the channels leave out ``T = 1``."""
+        if self.ndim:
+            x = x.movedim(-1, 1)
+            y = self.function(x.squeeze(2) if self.ndim == 2 else x)
+            y = (y.unsqueeze(2) if self.ndim == 2 else y).movedim(1, -1)
+        else:
+            y = self.function(x)
+        y = y if self.scale is None else y * self.scale
+        return y if residual is None else residual + y
+
+    def scale_output(self, scale: Tensor) -> Called:
+        """The layer whose output is scaled, per channel."""
+        return Called(self.function, self.ndim, scale)
+
+
+Layer = Affine | Called
+
+
+def layer(module: nn.Module, ndim: int = 0) -> Affine | LayerNorm | BatchNorm | Called:
+    """What a block takes for a module: its parameters, which the kernels compute with.
+
+    Or the module itself, to be called with ``ndim`` axes behind the channels: one with hooks, which
+    shall fire, or with a ``forward`` of its own, such as an adapter.
+    """
+    if not has_hooks(module):
+        for cls, parameters in _PARAMETERS.items():
+            if type(module).forward is cls.forward and _is_plain(module):
+                return parameters.of(module)
+    return Called(module, ndim)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling a module does more than its ``forward``, or another one than its class's."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a convolution pads with zeros and has no holes."""
+    return not isinstance(module, (nn.Conv2d, nn.Conv3d)) or (
+        module.padding_mode == "zeros" and all(step == 1 for step in module.dilation)
+    )
+
+
+def linear(
+    x: Tensor, layer: Layer, *, activation: str | None = None, residual: Tensor | None = None
+) -> Tensor:
+    """``[residual +] activation(layer(x))`` of a linear layer or a 1x1(x1) convolution."""
+    if isinstance(layer, Affine):
+        return ops.linear(x, *layer.as_linear(), activation=activation, residual=residual)
+    if activation is None:
+        return layer(x, residual=residual)
+    y = _ACTIVATIONS[activation](layer(x))
+    return y if residual is None else residual + y
+
+
+def depthwise_conv3d(x: Tensor, layer: Layer, *, residual: bool = False) -> Tensor:
+    """``layer(x) [+ x]`` of a depthwise convolution."""
+    if isinstance(layer, Affine):
+        return ops.depthwise_conv3d(x, *layer.as_conv3d(), residual=residual)
+    return layer(x, residual=x if residual else None)
+
+
+def feed_forward(
+    x: Tensor,
+    fc1: Layer,
+    fc2: Layer | None = None,
+    *,
+    activation: str = "gelu",
+    residual: Tensor | None = None,
+) -> Tensor:
+    """``[residual +] fc2(activation(fc1(x)))``; without ``fc2``, ``fc1`` is the whole network."""
+    if fc2 is None:
+        return fc1(x, residual=residual)
+    if isinstance(fc1, Affine) and isinstance(fc2, Affine):
+        layers = *fc1.as_linear(), *fc2.as_linear()
+        return ops.feed_forward(x, *layers, activation=activation, residual=residual)
+    return linear(linear(x, fc1, activation=activation), fc2, residual=residual)
+
+
+def attention(
+    x: Tensor,
+    qkv: Layer,
+    proj: Layer | None = None,
+    *,
+    num_heads: int,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """``[residual +] proj(Attention(qkv(x)))``; without ``proj``, ``qkv`` is the whole of it."""
+    if proj is None:
+        return qkv(x, residual=residual)
+    return linear(ops.joint_attention(linear(x, qkv), num_heads), proj, residual=residual)
+
+
+def scaled(gamma: Tensor | None, *layers: Layer | None) -> list[Layer]:
+    """The layers there are, the output of the last one times ``gamma``, any ``[C]`` view."""
+    *first, last = (layer for layer in layers if layer is not None)
+    return [*first, last if gamma is None else last.scale_output(gamma.flatten())]
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * (1.702 * x).sigmoid()
+
+
+_ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": _quick_gelu}
