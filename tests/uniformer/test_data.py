@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 from pathlib import Path
 
 import av
@@ -13,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from uniformer.data import VideoError, count_frames, decode
+from uniformer.data import video as video_module
 from uniformer.data.sampling import dense_test, dense_train, uniform_test, uniform_train
 from uniformer.data.scene import scene_frames, write_video
 
@@ -157,6 +159,44 @@ def test_a_video_comes_back(video: Path) -> None:
 def test_indices_come_in_the_order_asked_for(video: Path) -> None:
     every = decode(video, range(30))
     assert torch.equal(decode(video, torch.tensor([20, 3, 3, 29])), every[[20, 3, 3, 29]])
+
+
+@pytest.mark.parametrize(("matrix", "turns"), [((0, 1, -1, 0), 3), ((0, -1, 1, 0), 1)])
+def test_a_video_that_lies_is_turned(
+    scene: bytes, tmp_path: Path, matrix: tuple[int, ...], turns: int
+) -> None:
+    path = tmp_path / "telephone.mp4"
+    path.write_bytes(scene)
+    lying = decode(path, [0, 9])
+    a, b, c, d = (value << 16 for value in matrix)
+    header = bytearray(scene)
+    start = scene.index(b"tkhd") + 44  # of the matrix in the header of the track
+    header[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(header)
+    assert torch.equal(decode(path, [0, 9]), lying.rot90(turns, (1, 2)))
+
+
+def test_indices_may_depend_on_the_length(video: Path) -> None:
+    assert torch.equal(decode(video, lambda length: [length - 1, 0]), decode(video, [29, 0]))
+
+
+def test_torchcodec_gives_the_same_frames(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if (decoder := video_module._torchcodec()) is None:
+        pytest.skip("torchcodec is not installed, or does not load")
+    fast = decoder(str(video), dimension_order="NHWC").get_frames_at([20, 3, 29]).data
+    monkeypatch.setattr(video_module, "_torchcodec", lambda: None)
+    assert torch.equal(fast, decode(video, [20, 3, 29]))
+
+
+def test_what_torchcodec_cannot_do_is_left_to_pyav(
+    video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("no such stream")
+
+    expected = decode(video, [20, 3])
+    monkeypatch.setattr(video_module, "_torchcodec", lambda: refuse)
+    assert torch.equal(decode(video, [20, 3]), expected)
 
 
 def test_an_index_behind_the_end_gives_the_last_frame(video: Path) -> None:

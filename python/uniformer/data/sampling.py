@@ -7,6 +7,8 @@ Both give int64 indices in ``[0, num_frames)``, whatever the video's length.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -103,3 +105,34 @@ def uniform_test(num_frames: int, frames: int, views: int = 1) -> Tensor:
     low = torch.tensor(borders[:-1])
     offsets = torch.tensor([int(segment / (views + 1) * (k + 1)) for k in range(views)])
     return (low + offsets[:, None]).clamp(max=num_frames - 1)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Dense sampling with a stride, as :func:`dense_train` and :func:`dense_test` do it."""
+
+    stride: int
+
+    def __post_init__(self) -> None:
+        _check(stride=self.stride)
+
+    def random(self, length: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
+        """A clip of training from a video of ``length`` frames: indices ``[frames]``."""
+        return dense_train(length, frames, self.stride, generator=generator)
+
+    def spread(self, length: int, frames: int, views: int = 1) -> Tensor:
+        """The clips of a test: indices ``[views, frames]``."""
+        return dense_test(length, frames, self.stride, views)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Uniform sampling, as :func:`uniform_train` and :func:`uniform_test` do it."""
+
+    def random(self, length: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
+        """A clip of training from a video of ``length`` frames: indices ``[frames]``."""
+        return uniform_train(length, frames, generator=generator)
+
+    def spread(self, length: int, frames: int, views: int = 1) -> Tensor:
+        """The clips of a test: indices ``[views, frames]``."""
+        return uniform_test(length, frames, views)

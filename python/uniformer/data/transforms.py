@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -81,3 +82,37 @@ def take_view(frames: Tensor, size: int, position: int = 1) -> Tensor:
         TypeError, ValueError: as the steps above.
     """
     return crop(resize_short_side(normalise(frames), size), size, position)
+
+
+@dataclass(frozen=True)
+class Views:
+    """The crops of a clip that a test takes; nothing is drawn.
+
+    Args:
+        size: side of the square crops.
+        crops: which, as in :func:`crop`: ``(1,)`` the centre (Kinetics with one crop),
+            ``(0, 1, 2)`` the three crops, ``(0,)`` Something-Something's single one.
+        short_side: what the short side is resized to; ``size`` if None.
+
+    Raises:
+        ValueError: a size is below 1, ``short_side`` is below ``size``, or ``crops`` are none or
+            others.
+    """
+
+    size: int
+    crops: tuple[int, ...] = (1,)
+    short_side: int | None = None
+    random: bool = field(default=False, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size: expected at least 1, got {self.size}")
+        if not self.crops or not set(self.crops) <= {0, 1, 2}:
+            raise ValueError(f"crops: expected some of 0, 1, 2, got {self.crops}")
+        if self.short_side is not None and self.short_side < self.size:
+            raise ValueError(f"short_side: expected at least {self.size}, got {self.short_side}")
+
+    def __call__(self, frames: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """uint8 ``[T, H, W, 3]`` to float32 ``[len(crops), 3, T, size, size]``."""
+        clip = resize_short_side(normalise(frames), self.short_side or self.size)
+        return torch.stack([crop(clip, self.size, position) for position in self.crops])

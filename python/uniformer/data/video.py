@@ -1,17 +1,24 @@
-"""Decode chosen frames of a video file with PyAV."""
+"""Decode chosen frames of a video file: with PyAV, and with torchcodec where that is installed."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from itertools import chain
+from typing import Any
 
-import av
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
+
+try:
+    import av
+except ModuleNotFoundError:  # models need no videos
+    av = None
 
 # Containers with one video inside. FFmpeg also opens text (as ANSI art) and playlists, and a
 # playlist may name any other file or address: those are not videos here.
@@ -28,6 +35,8 @@ def _error(path: str, came: object) -> VideoError:
 
 @contextmanager
 def _opened(path: str | bytes | os.PathLike) -> Iterator[tuple[str, av.VideoStream]]:
+    if av is None:
+        raise ImportError("videos need PyAV: pip install 'uniformer-kernels[video]'")
     path = os.fsdecode(path)
     if not os.path.exists(path):
         raise _error(path, "no such file")
@@ -42,7 +51,10 @@ def _opened(path: str | bytes | os.PathLike) -> Iterator[tuple[str, av.VideoStre
             if not container.streams.video:
                 raise _error(path, "it has no video stream")
             stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
+            if get_worker_info() is None:
+                stream.thread_type = "AUTO"
+            else:  # there are others at work already
+                stream.codec_context.thread_count = 1
             yield path, stream
     except (av.FFmpegError, OSError) as error:
         if os.path.getsize(path) == 0:
@@ -64,9 +76,9 @@ def _packets(stream: av.VideoStream) -> Iterator[av.Packet]:
         return
 
 
-def _frames(stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+def _frames(stream: av.VideoStream, packets: Iterable[av.Packet]) -> Iterator[av.VideoFrame]:
     """Every frame that decodes, in the order of display; damaged packets are passed over."""
-    for packet in chain(_packets(stream), [None]):  # None drains the decoder
+    for packet in chain(packets, [None]):  # None drains the decoder
         try:
             yield from stream.decode(packet)
         except av.FFmpegError:
@@ -82,27 +94,37 @@ def count_frames(path: str | bytes | os.PathLike) -> int:
         VideoError: the file is missing, not a video, or has no frame.
     """
     with _opened(path) as (name, stream):
-        promised = stream.frames
-        # Discarded packets (before the start of an edit list) are decoded but never shown.
-        shown = [not packet.is_discard for packet in _packets(stream)]
+        return _shown(name, stream, _packets(stream))
+
+
+def _shown(name: str, stream: av.VideoStream, packets: Iterable[av.Packet]) -> int:
+    """How many frames there are in all the packets of a stream."""
+    # Discarded packets (before the start of an edit list) are decoded but never shown.
+    shown = [not packet.is_discard for packet in packets]
     if not any(shown):
         raise _error(name, "it has no frames")
-    if len(shown) < promised:
+    if len(shown) < stream.frames:
         warnings.warn(
-            f"{name!r}: expected {promised} frames from its header, got {len(shown)}: truncated?",
-            stacklevel=2,
+            f"{name!r}: expected {stream.frames} frames from its header, got {len(shown)}: "
+            "truncated?",
+            stacklevel=3,
         )
     return sum(shown)
 
 
-def decode(path: str | bytes | os.PathLike, indices: Sequence[int] | Tensor) -> Tensor:
-    """Decode the frames at ``indices``, in their order, in one pass over the file.
+def decode(
+    path: str | bytes | os.PathLike,
+    indices: Sequence[int] | Tensor | Callable[[int], Sequence[int] | Tensor],
+) -> Tensor:
+    """Decode the frames at ``indices``, in their order, upright as they are to be shown.
 
-    An index past the last frame that decodes gives that last frame, with a warning.
+    An index past the last frame that decodes gives that last frame, with a warning. torchcodec,
+    where it is installed, gives the same frames and reads less of a long file.
 
     Args:
         path: the video file.
-        indices: frame numbers from 0, any order, repeats allowed; at least one.
+        indices: frame numbers from 0, any order, repeats allowed; at least one. Or a function that
+            makes them from the number of frames; the compressed video is kept in memory then.
 
     Returns:
         uint8 RGB ``[len(indices), H, W, 3]``.
@@ -111,32 +133,60 @@ def decode(path: str | bytes | os.PathLike, indices: Sequence[int] | Tensor) -> 
         VideoError: the file is missing, not a video, or not one frame of it decodes.
         ValueError: ``indices`` is empty or has a negative number.
     """
-    indices = [int(i) for i in indices]
-    if not indices or min(indices) < 0:
-        raise ValueError(f"indices: expected at least one and none negative, got {indices}")
+    with _opened(path) as (name, stream):
+        packets = _packets(stream)
+        if callable(indices):
+            packets = list(packets)
+            indices = indices(_shown(name, stream, packets))
+        indices = [int(i) for i in indices]
+        if not indices or min(indices) < 0:
+            raise ValueError(f"indices: expected at least one and none negative, got {indices}")
+        if (decoder := _torchcodec()) is not None:
+            try:
+                threads = 0 if get_worker_info() is None else 1
+                file = os.path.abspath(name)  # never an address
+                video = decoder(file, dimension_order="NHWC", num_ffmpeg_threads=threads)
+                return video.get_frames_at(indices).data
+            except (RuntimeError, ValueError, IndexError):
+                pass  # PyAV gets what there is, or says what is wrong
+        return _pick(name, _frames(stream, packets), indices)
+
+
+@cache
+def _torchcodec() -> Any:
+    """torchcodec's decoder, where it is installed and fits this PyTorch and the FFmpeg there is."""
+    try:
+        from torchcodec.decoders import VideoDecoder
+    except (ImportError, OSError, RuntimeError):
+        return None
+    return VideoDecoder
+
+
+def _pick(name: str, frames: Iterator[av.VideoFrame], indices: list[int]) -> Tensor:
+    """The frames at ``indices``."""
     wanted, last = set(indices), max(indices)
     kept: dict[int, np.ndarray] = {}
     size: tuple[int, int] | None = None
     count = 0
-    with _opened(path) as (name, stream):
-        for frame in _frames(stream):
-            size = size or (frame.width, frame.height)  # a stream may change its size on the way
-            if count in wanted:
-                kept[count] = _rgb(frame, size)
-            count += 1
-            if count > last:
-                break
-        else:
-            if not count:
-                raise _error(name, "not one frame decodes")
-            warnings.warn(
-                f"{name!r}: expected at least {last + 1} frames, got {count}: the last one stands "
-                "in for those that are missing",
-                stacklevel=2,
-            )
-            kept.setdefault(count - 1, _rgb(frame, size))
+    for frame in frames:
+        size = size or (frame.width, frame.height)  # a stream may change its size on the way
+        if count in wanted:
+            kept[count] = _rgb(frame, size)
+        count += 1
+        if count > last:
+            break
+    else:
+        if not count:
+            raise _error(name, "not one frame decodes")
+        warnings.warn(
+            f"{name!r}: expected at least {last + 1} frames, got {count}: the last one stands "
+            "in for those that are missing",
+            stacklevel=3,
+        )
+        kept.setdefault(count - 1, _rgb(frame, size))
     return torch.from_numpy(np.stack([kept[min(i, count - 1)] for i in indices]))
 
 
 def _rgb(frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
-    return frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
+    picture = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
+    return np.rot90(picture, round(frame.rotation / 90))  # telephones keep them lying
