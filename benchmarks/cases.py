@@ -5,7 +5,7 @@ Every builder checks that all rivals compute the same before it returns them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -153,9 +153,9 @@ def equal(a: Tensor, b: Tensor, tolerance: float) -> None:
         raise ValueError(f"rivals differ by {error:.2g} where {tolerance:.2g} is allowed")
 
 
-def agree(rivals: Rivals, tolerance: float) -> None:
-    """Raise unless all rivals return the same tensors."""
-    want = rivals[OURS]()
+def agree(rivals: Rivals, tolerance: float, want: Sequence[Tensor] | None = None) -> None:
+    """Raise unless all rivals return the same tensors: what ours returns, or `want`."""
+    want = rivals[OURS]() if want is None else want
     for call in rivals.values():
         for a, b in zip(call(), want, strict=True):
             equal(a, b, tolerance)

@@ -5,6 +5,7 @@ Every builder checks that all rivals compute the same before it returns them.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -14,14 +15,18 @@ import uniformer
 from torch import Tensor, nn
 from uniformer.layers.v2 import GlobalUniBlock
 
+from uniformer_kernels import accelerate
 from uniformer_kernels.blocks import Affine, video_memory
 
-from .baselines import dense, light, v2, video
+from .baselines import dense, light, openvino, v2, video, x3d
 from .cases import CHANNELS_LAST, OFFICIAL, OURS, Rivals, agree, equal
 
 SDPA = "SDPA + channels-last"
 COMPILED = ("compiled, channels-last", "compiled max-autotune, channels-last")
-DENSE = (OURS, "official + SDPA")
+OFFICIAL_SDPA = "official + SDPA"
+DENSE = (OURS, OFFICIAL_SDPA)
+OPENVINO = "OpenVINO"
+OWN = "our own model"
 
 Modules = dict[str, nn.Module]
 
@@ -38,19 +43,27 @@ def small(clips: int) -> tuple[Modules, Tensor]:
     return rivals, torch.randn(clips, 3, 16, 224, 224)
 
 
-def small_forward() -> Rivals:
-    """Inference, also of the best rival compiled."""
+def small_forward(dtype: torch.dtype = torch.float32) -> Rivals:
+    """Inference, also of the best rival compiled, and by OpenVINO.
+
+    Clips are float32; with bfloat16 weights they are converted in every call.
+    """
     modules, clip = small(1)
-    runs = _inference(modules)
+    want = torch.inference_mode()(modules[OFFICIAL].eval())(clip)
+    network = openvino.compiled(modules[OFFICIAL], clip, dtype)
+    runs = _inference({name: module.to(dtype) for name, module in modules.items()})
     for name, max_autotune in zip(COMPILED, (False, True), strict=True):
         runs[name] = video.compiled(modules[SDPA], max_autotune=max_autotune)
-    return _forward(runs, clip)
+    runs = {name: _converting(run, dtype) for name, run in runs.items()}
+    tolerance = 1e-3 if dtype == torch.float32 else 2e-2
+    return _forward({**runs, OPENVINO: network}, clip, want, tolerance)
 
 
-def small_training_step() -> Rivals:
+def small_training_step(dtype: torch.dtype = torch.float32) -> Rivals:
+    """Training, also of the best rival compiled; weights are float32."""
     modules, clips = small(2)
-    del modules[OFFICIAL]
-    return _training_step(modules, clips)
+    modules[COMPILED[0]] = torch.compile(copy.deepcopy(modules[SDPA]))
+    return _training_step(modules, clips, dtype)
 
 
 # UniFormer-XXS, 16 frames of 160 x 160
@@ -105,21 +118,69 @@ def v2_global_block() -> Rivals:
     """The position encoding of a layer's tokens, and the video token's attention to them."""
     torch.manual_seed(0)
     dim, heads, frames, grid = 768, 12, 8, (14, 14)
-    official = v2.GlobalUniBlock(dim, heads, frames, grid).eval()
-    state = official.state_dict()
-    dpe = Affine(state.pop("dpe.weight"), state.pop("dpe.bias"))
+    official, conv = v2.GlobalUniBlock(dim, heads).eval(), v2.depthwise(dim)
+    dpe = Affine(conv.weight, conv.bias)
     ours = GlobalUniBlock(dim, num_heads=heads).eval()
-    ours.load_state_dict(state)
+    ours.load_state_dict(official.state_dict())
     query, x = torch.randn(1, 1, dim), torch.randn(1, frames, 197, dim)
     tokens_first = x.squeeze(0).transpose(0, 1).contiguous()
 
     rivals = {
         OURS: lambda: (ours(query, video_memory(x, grid=grid, dpe=dpe)),),
-        OFFICIAL: lambda: (official(query, tokens_first),),
+        OFFICIAL: lambda: (official(query, v2.video_memory(tokens_first, conv, frames)),),
     }
     rivals = {name: torch.inference_mode()(call) for name, call in rivals.items()}
     agree(rivals, 1e-4)
     return rivals
+
+
+# UniFormerV2-B/16 as for Something-Something: 16 frames of 224 x 224, 8 behind the first layer
+
+
+def v2_forward() -> Rivals:
+    torch.manual_seed(0)
+    ours = uniformer.create_model(
+        "uniformerv2_b16",
+        num_frames=16,
+        temporal_downsample=True,
+        return_layers=range(4, 12),
+        num_classes=174,
+    )
+    # It starts with branches that add nothing, which any rival would agree to.
+    for parameter in ours.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
+    modules = {OURS: ours, OFFICIAL_SDPA: v2.official(ours.state_dict())}
+    return _forward(_inference(modules), torch.randn(1, 3, 16, 224, 224))
+
+
+# Models of others, accelerated: UniFormer-S as above, X3D-M on 16 frames of 112 x 112
+
+
+def accelerated_small(clips: int) -> tuple[Modules, Tensor]:
+    """The official-style model accelerated, as it is, and our own."""
+    modules, x = small(clips)
+    accelerated = video.official(modules[OURS].state_dict())
+    accelerate(accelerated)
+    return {OURS: accelerated, OWN: modules[OURS], OFFICIAL: modules[OFFICIAL]}, x
+
+
+def accelerated_small_forward() -> Rivals:
+    modules, clip = accelerated_small(1)
+    return _forward(_inference(modules), clip)
+
+
+def accelerated_small_training_step() -> Rivals:
+    return _training_step(*accelerated_small(2))
+
+
+def accelerated_x3d_training_step() -> Rivals:
+    torch.manual_seed(0)
+    plain = x3d.X3D().to(memory_format=torch.channels_last_3d)
+    accelerated = copy.deepcopy(plain)
+    accelerate(accelerated)
+    clips = torch.randn(2, 3, 16, 112, 112).to(memory_format=torch.channels_last_3d)
+    return _training_step({OURS: accelerated, CHANNELS_LAST: plain}, clips)
 
 
 # What they share
@@ -134,45 +195,61 @@ def _layout(name: str, clip: Tensor) -> Tensor:
     return clip.to(memory_format=torch.channels_last_3d) if "channels-last" in name else clip
 
 
-def _forward(runs: dict[str, Callable[[Tensor], Tensor]], clip: Tensor) -> Rivals:
+def _converting(run: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    return lambda clip: run(clip.to(dtype))
+
+
+def _forward(
+    runs: dict[str, Callable[[Tensor], Tensor]],
+    clip: Tensor,
+    want: Tensor | None = None,
+    tolerance: float = 1e-3,
+) -> Rivals:
+    """All compute what ours does, or `want`."""
+
     def call(name: str) -> Callable[[], object]:
         run, x = runs[name], _layout(name, clip)
         return lambda: (run(x),)
 
     rivals = {name: call(name) for name in runs}
-    agree(rivals, 1e-3)
+    agree(rivals, tolerance, None if want is None else (want,))
     return rivals
 
 
-def _training_step(modules: Modules, clips: Tensor) -> Rivals:
-    """Forward, cross entropy, backward, AdamW.
+def _training_step(modules: Modules, clips: Tensor, dtype: torch.dtype = torch.float32) -> Rivals:
+    """Forward under autocast to `dtype`, cross entropy, backward, AdamW.
 
     Of two clips: with one, the last BatchNorm and the mean over positions cancel, and every
-    gradient but the head's bias is rounding.
+    gradient but the head's bias is rounding. Losses and gradients are those of ours in float32.
     """
     label = torch.tensor([7, 42])
-    steps, losses, gradients = {}, {}, {}
+    exact = copy.deepcopy(modules[OURS]).train()
+    want_loss, want = _step(exact, clips, label, torch.float32)(), _gradient(exact)
+    tolerance = 1e-2 if dtype == torch.float32 else 5e-2
+    steps = {}
     for name, module in modules.items():
-        step = _step(module.train(), _layout(name, clips), label)
-        losses[name] = step()
-        parameters = sorted(module.named_parameters())
-        gradients[name] = torch.cat([p.grad.flatten() for _, p in parameters])
-        steps[name] = step
-    want = gradients.pop(OURS)
-    for name, gradient in gradients.items():
-        equal(losses[name], losses[OURS], 1e-3)
-        error = ((gradient - want).norm() / want.norm()).item()
-        if error > 1e-2:
+        steps[name] = _step(module.train(), _layout(name, clips), label, dtype)
+        equal(steps[name](), want_loss, 1e-3)
+        error = ((_gradient(module) - want).norm() / want.norm()).item()
+        if not error <= tolerance:
             raise ValueError(f"gradients of {name} and ours differ by {error:.2g}")
     return steps
 
 
-def _step(model: nn.Module, clips: Tensor, label: Tensor) -> Callable[[], Tensor]:
+def _gradient(model: nn.Module) -> Tensor:
+    return torch.cat([p.grad.flatten() for _, p in sorted(model.named_parameters())])
+
+
+def _step(
+    model: nn.Module, clips: Tensor, label: Tensor, dtype: torch.dtype
+) -> Callable[[], Tensor]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
     def step() -> Tensor:
         optimizer.zero_grad()
-        loss = _loss(model(clips), label)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            logits = model(clips)
+        loss = _loss(logits, label)
         loss.backward()
         optimizer.step()
         return loss.detach()
@@ -183,5 +260,5 @@ def _step(model: nn.Module, clips: Tensor, label: Tensor) -> Callable[[], Tensor
 def _loss(logits: Tensor | tuple[Tensor, Tensor], label: Tensor) -> Tensor:
     """Cross entropy, of two classifiers the mean."""
     if isinstance(logits, Tensor):
-        return F.cross_entropy(logits, label)
-    return sum(F.cross_entropy(one, label) for one in logits) / 2
+        return F.cross_entropy(logits.float(), label)
+    return sum(F.cross_entropy(one.float(), label) for one in logits) / 2

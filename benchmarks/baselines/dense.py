@@ -40,7 +40,7 @@ class Global(nn.Module):
 
     def __init__(self, dim: int, window: int | None):
         super().__init__()
-        self.window = window
+        self.window_size = window
         self.pos_embed = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
         self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, dim // 64, F.scaled_dot_product_attention)
@@ -49,7 +49,7 @@ class Global(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = (x + self.pos_embed(x)).permute(0, 2, 3, 1)
         B, H, W, C = x.shape
-        y, p = self.norm1(x), self.window
+        y, p = self.norm1(x), self.window_size
         if p is None:
             y = self.attn(y.reshape(B, H * W, C)).view(B, H, W, C)
         else:
