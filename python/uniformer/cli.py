@@ -12,7 +12,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .data import VideoError
+from .commands.bench import bench
+from .commands.evaluate import evaluate
+from .commands.export import export
+from .commands.options import CommandError
+from .commands.predict import predict
+from .commands.profile import profile
+from .commands.train import train
+from .commands.visualize import visualize
+from .data import VideoError, VideoListError
 from .models.facts import FACTS
 from .registry import list_models
 from .weights import CheckpointError
@@ -102,9 +110,18 @@ def convert(
     )
 
 
+app.command()(bench)
+app.command()(evaluate)
+app.command()(export)
+app.command()(predict)
+app.command()(profile)
+app.command()(train)
+app.command()(visualize)
+
+
 def main() -> None:
     """Run the command line; bad input ends it with a message, not with a traceback."""
     try:
         app()
-    except (VideoError, CheckpointError) as error:
+    except (CheckpointError, CommandError, VideoError, VideoListError) as error:
         sys.exit(f"uniformer: {error}")
