@@ -129,7 +129,7 @@ def test_an_ambiguous_model_is_asked_for(
     state = uniformer.create_model("uniformer_small_plus", num_classes=3).state_dict()
     torch.save(state, tmp_path / "in.pth")
     both = "uniformer_small_plus, uniformer_small_plus_dim64"
-    with pytest.raises(SystemExit, match=rf"uniformer: convert: .*: {both}; name the model"):
+    with pytest.raises(SystemExit, match=rf"uniformer: checkpoint: .*: {both}; name the model"):
         run(monkeypatch, tmp_path / "in.pth", out)
     assert not out.exists()
     run(monkeypatch, tmp_path / "in.pth", out, "--model", "uniformer_small_plus_dim64")

@@ -48,7 +48,8 @@ def train(
     import os
     from dataclasses import replace
 
-    from uniformer_kernels import use_backend
+    from uniformer_kernels import BackendError, use_backend
+    from uniformer_kernels.backends import BACKENDS
 
     from ..engine.checkpoint import CHECKPOINT, read_run
     from ..engine.distributed import DistributedError, join_world
@@ -62,7 +63,9 @@ def train(
         saved = read_run(out / CHECKPOINT)["settings"]
     with options.explained():
         settings = make_settings(recipe, overrides or (), under=saved)
-        chosen = contextlib.nullcontext() if backend == "auto" else use_backend(backend)
+    if backend not in (known := ("auto", *BACKENDS)):
+        raise options.CommandError(f"backend: expected one of {', '.join(known)}, got {backend!r}")
+    chosen = contextlib.nullcontext() if backend == "auto" else use_backend(backend)
     if start is not None:
         settings = replace(settings, start=os.fsdecode(start))
 
@@ -78,5 +81,5 @@ def train(
                 if world.is_main:
                     typer.echo(f"uniformer: {interrupted}", err=True)
                 raise typer.Exit(128 + interrupted.signum) from None
-    except (SettingsError, TrainingError, DistributedError) as error:
+    except (SettingsError, TrainingError, DistributedError, BackendError) as error:
         raise options.CommandError(str(error)) from error

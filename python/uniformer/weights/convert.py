@@ -1,4 +1,4 @@
-"""Weights of any dialect to a file of ours, that says what they are."""
+"""Which model weights are of; and weights of any dialect to a file of ours, that says so."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..registry import create_model, list_models, model_keywords
 from .checkpoint import LoadReport, load_checkpoint, save_checkpoint
@@ -68,20 +68,47 @@ _SEEN: dict[str, Callable[[Mapping[str, Tensor]], Any]] = {
 def convert_checkpoint(
     path: str | os.PathLike,
     out: str | os.PathLike,
-    *,
-    model: str | None = None,
-    keywords: Mapping[str, Any] | None = None,
-    classes_from: Classes | None = None,
-    classes_to: Classes | None = None,
     **options: Any,
 ) -> LoadReport:
     """Write a checkpoint of any dialect as ``.safetensors`` that says model, head size and classes.
 
     Args:
         path, out: the files.
+        **options: as :func:`model_from_checkpoint` takes them.
+
+    Raises:
+        CheckpointError: several models have these weights or none, or as for ``load_checkpoint``.
+    """
+    built, report = model_from_checkpoint(path, **options)
+    save_checkpoint(
+        built,
+        out,
+        class_names=report.class_names,
+        dialect=report.dialect,
+        source=os.path.basename(os.fsdecode(path)),
+    )
+    return report
+
+
+def model_from_checkpoint(
+    path: str | os.PathLike,
+    *,
+    model: str | None = None,
+    keywords: Mapping[str, Any] | None = None,
+    classes_from: Classes | None = None,
+    classes_to: Classes | None = None,
+    **options: Any,
+) -> tuple[nn.Module, LoadReport]:
+    """Build the model that a checkpoint of any dialect is of, and fill it.
+
+    Args:
+        path: the file.
         model: its name, where keys and shapes, and the file itself, do not tell.
         keywords: of ``create_model``, where they do not.
         classes_from, classes_to, **options: as :func:`load_checkpoint` takes them.
+
+    Returns:
+        The model, in training mode, and what the load did.
 
     Raises:
         CheckpointError: several models have these weights or none, or as for ``load_checkpoint``.
@@ -101,7 +128,7 @@ def convert_checkpoint(
         taken = {key: value for key, value in seen.items() if key in model_keywords(model)}
         built = create_model(model, **{**taken, **(keywords or {})})
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"convert: {error}") from error
+        raise CheckpointError(f"checkpoint: {error}") from error
     report = load_checkpoint(
         built,
         path,
@@ -110,14 +137,7 @@ def convert_checkpoint(
         classes_to=classes_to,
         **options,
     )
-    save_checkpoint(
-        built,
-        out,
-        class_names=report.class_names,
-        dialect=report.dialect,
-        source=os.path.basename(os.fsdecode(path)),
-    )
-    return report
+    return built, report
 
 
 def _recognise(found: Translation, seen: Mapping[str, Any], path: str | os.PathLike) -> str:
@@ -137,7 +157,7 @@ def _recognise(found: Translation, seen: Mapping[str, Any], path: str | os.PathL
     if len(candidates) != 1:
         there = ", ".join(candidates) or "none"
         raise CheckpointError(
-            f"convert: expected the weights of one model, got {os.fsdecode(path)!r}: these have "
+            f"checkpoint: expected the weights of one model, got {os.fsdecode(path)!r}: these have "
             f"such keys and shapes: {there}; name the model (--model)"
         )
     return candidates[0]
