@@ -14,41 +14,50 @@ build: .venv/built
 	@command -v $${CXX:-c++} >/dev/null || { echo "a C++17 compiler is needed (g++ or clang++)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch triton numpy ninja "pybind11>=2.13" "setuptools>=77" wheel
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[cli,test]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[cli]"
 	touch $@ .venv/built
 
 .venv/built: .venv/installed $(SOURCES)
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
 
+# What tests and benchmarks need besides.
+INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable
+.venv/tested: .venv/installed
+	$(INSTALL) ".[cli,test]"
+	touch $@ .venv/built
+.venv/measured: .venv/tested
+	$(INSTALL) ".[cli,test,bench]"
+	touch $@ .venv/built
+
 # make demo [VIDEO=clip.mp4] [CHECKPOINT=weights.pth]
 demo: build
 	$(BIN)/python -m uniformer demo $(if $(VIDEO),"$(VIDEO)") $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
 
-test: build lint .venv/oldest
+test: .venv/tested build lint .venv/oldest
 	$(BIN)/python -m pytest
 	$(MAKE) --jobs=2 --output-sync interpreted interpreted-oldest
 
 # The Triton kernels run in its interpreter, under the newest and the oldest version they support.
 INTERPRET := TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ops tests/triton
-interpreted: build
+interpreted: .venv/tested build
 	$(INTERPRET)
-interpreted-oldest: build .venv/oldest
+interpreted-oldest: .venv/tested build .venv/oldest
 	PYTHONPATH=.venv/oldest $(INTERPRET)
 .venv/oldest: .venv/installed
 	$(BIN)/pip install --quiet --no-deps --target $@.new triton==3.6.0 numpy==2.3.5
 	rm -rf $@ && mv $@.new $@
 
 # What every Triton kernel needs on every architecture: after changing one.
-budgets: setup
+budgets: .venv/tested build
 	$(BIN)/python -m tests.triton.budgets
 
-lint: setup
+lint: .venv/tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 # Microbenchmarks of every operator against its rivals.
-bench: build
+bench: .venv/measured build
 	$(BIN)/python -m pytest benchmarks --benchmark-only --override-ini testpaths=benchmarks
 
 # Everything on a GPU, with the Python that has PyTorch for it: make gpu PYTHON=python3 OUT=results
@@ -56,7 +65,7 @@ gpu:
 	$(PYTHON) -m benchmarks.gpu $(STAGES) $(if $(OUT),--out "$(OUT)")
 
 # The table of docs/performance.md.
-report: build
+report: .venv/measured build
 	$(BIN)/python -m benchmarks.report --write-docs
 
 clean:

@@ -36,8 +36,24 @@ STABLE_TORCH_LIBRARY(uniformer_kernels, m) {
   // The sums of x - shift and of its square over the rows, [2, C]; what they give to x, on top of dy.
   m.def("moments(Tensor x, Tensor? shift) -> Tensor");
   m.def("moments_backward(Tensor? dy, Tensor x, Tensor? shift, Tensor dmoments) -> Tensor");
-  // Of a linear layer, dy' x and the sums of dy.
+  // Whether the two operators behind it take matrices of float32, too.
+  m.def("multiplies_float32() -> bool");
+  // [residual +] activation(x weight' + bias) of matrices of bfloat16; the activation is "gelu",
+  // "quick_gelu" or, between no two layers, "".  The result has the residual's dtype.
+  m.def(
+      "bfloat16_linear(Tensor x, Tensor weight, Tensor? bias, str activation, Tensor? residual) -> "
+      "Tensor");
+  m.def(
+      "bfloat16_feed_forward(Tensor x, Tensor fc1_weight, Tensor? fc1_bias, Tensor fc2_weight, "
+      "Tensor? fc2_bias, str activation, Tensor? residual) -> Tensor");
+  // In place: the activation of z, and the gradient of z from that of it.
+  m.def("activation_backward_(Tensor(a!) z, Tensor(b!) dhidden, bool quick) -> ()");
+  // Of a linear layer, dy' x and the sums of dy, in float32.
   m.def("weight_gradient(Tensor dy, Tensor x) -> (Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(uniformer_kernels, CompositeExplicitAutograd, m) {
+  m.impl("multiplies_float32", TORCH_BOX(&uk::multiplies_float32));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(uniformer_kernels, CPU, m) {
@@ -53,5 +69,8 @@ STABLE_TORCH_LIBRARY_IMPL(uniformer_kernels, CPU, m) {
   m.impl("token_recover_backward", TORCH_BOX(&uk::token_recover_backward));
   m.impl("moments", TORCH_BOX(&uk::moments));
   m.impl("moments_backward", TORCH_BOX(&uk::moments_backward));
+  m.impl("bfloat16_linear", TORCH_BOX(&uk::bfloat16_linear));
+  m.impl("bfloat16_feed_forward", TORCH_BOX(&uk::bfloat16_feed_forward));
+  m.impl("activation_backward_", TORCH_BOX(&uk::activation_backward_));
   m.impl("weight_gradient", TORCH_BOX(&uk::weight_gradient));
 }

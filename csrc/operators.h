@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
+#include <string>
 #include <tuple>
 
 namespace uk {
@@ -53,6 +54,25 @@ torch::stable::Tensor token_recover(const torch::stable::Tensor& x,
 
 std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor>
 token_recover_backward(const torch::stable::Tensor& dy, const torch::stable::Tensor& index);
+
+// Whether bfloat16_linear and bfloat16_feed_forward take float32, too.
+bool multiplies_float32();
+
+torch::stable::Tensor bfloat16_linear(const torch::stable::Tensor& x,
+                                      const torch::stable::Tensor& weight,
+                                      const std::optional<torch::stable::Tensor>& bias,
+                                      const std::string& activation,
+                                      const std::optional<torch::stable::Tensor>& residual);
+
+torch::stable::Tensor bfloat16_feed_forward(const torch::stable::Tensor& x,
+                                            const torch::stable::Tensor& fc1_weight,
+                                            const std::optional<torch::stable::Tensor>& fc1_bias,
+                                            const torch::stable::Tensor& fc2_weight,
+                                            const std::optional<torch::stable::Tensor>& fc2_bias,
+                                            const std::string& activation,
+                                            const std::optional<torch::stable::Tensor>& residual);
+
+void activation_backward_(torch::stable::Tensor& z, torch::stable::Tensor& dhidden, bool quick);
 
 std::tuple<torch::stable::Tensor, torch::stable::Tensor> weight_gradient(
     const torch::stable::Tensor& dy, const torch::stable::Tensor& x);

@@ -4,10 +4,14 @@ Activations are channels-last: feature maps ``[B, T, H, W, C]`` (images have ``T
 ``[B, N, C]``.
 """
 
+from .accelerate import accelerate, patch, restore
 from .backends import BackendError, explain, use_backend
+from .decompositions import decompositions
 from .ops import (
     depthwise_conv3d,
     depthwise_conv3d_with_moments,
+    depthwise_feed_forward,
+    depthwise_linear,
     feed_forward,
     fold_batch_norm,
     joint_attention,
@@ -22,10 +26,16 @@ from .ops import (
     window_attention,
 )
 
+from . import flops  # isort: skip # noqa: F401 tells PyTorch's counter about the kernels
+
 __all__ = [
     "BackendError",
+    "accelerate",
+    "decompositions",
     "depthwise_conv3d",
     "depthwise_conv3d_with_moments",
+    "depthwise_feed_forward",
+    "depthwise_linear",
     "explain",
     "feed_forward",
     "fold_batch_norm",
@@ -34,8 +44,10 @@ __all__ = [
     "layer_norm",
     "linear",
     "moments",
+    "patch",
     "patch_embed",
     "query_attention",
+    "restore",
     "token_recover",
     "token_shrink",
     "use_backend",

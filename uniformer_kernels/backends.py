@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 BACKENDS = ("cpu", "triton", "reference")
 """Every backend, in order of preference."""
@@ -64,6 +65,14 @@ def use_backend(name: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
+def in_forward_mode() -> bool:
+    """Whether derivatives are taken forward (``torch.func.jvp``), which kernels know nothing of.
+
+    They would drop the tangents without a word.
+    """
+    return forward_ad._current_level >= 0
+
+
 class BackendError(RuntimeError):
     """The backend that was asked for cannot serve this call."""
 
@@ -90,8 +99,8 @@ class Operator:
             if reason := self.reason(chosen, *args, **kwargs):
                 raise BackendError(f"{self.name}: the {chosen} backend declines: {reason}")
             return self.implementations[chosen].compute(*args, **kwargs)
-        for implementation in self.implementations.values():
-            if implementation.declines(*args, **kwargs) is None:
+        for backend, implementation in self.implementations.items():
+            if self.reason(backend, *args, **kwargs) is None:
                 return implementation.compute(*args, **kwargs)
         raise BackendError(self.explain(*args, **kwargs))
 
@@ -99,6 +108,8 @@ class Operator:
         """Why a backend declines the call, ``None`` when it can serve it."""
         if backend not in self.implementations:
             return f"it does not implement {self.name}"
+        if backend != "reference" and in_forward_mode():
+            return "it has no forward-mode derivatives"
         return self.implementations[backend].declines(*args, **kwargs)
 
     def explain(self, *args: Any, **kwargs: Any) -> str:

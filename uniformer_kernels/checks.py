@@ -63,6 +63,11 @@ def alongside(operator: str, first: tuple[str, Tensor], **others: Tensor | None)
             )
 
 
+def apart(residual: Tensor | None, x: Tensor) -> Tensor | None:
+    """The residual; where it is ``x`` a view: torch.compile takes no tensor twice."""
+    return residual.view_as(residual) if residual is x else residual
+
+
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """The tensors in autocast's dtype where autocast is on for their device, as convolutions are.
 

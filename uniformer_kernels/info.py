@@ -15,6 +15,20 @@ from .backends import BACKENDS, OPERATORS, chosen_backend
 _CALLS = {
     "depthwise_conv3d": lambda x: (x, x.new_zeros(x.shape[-1], 1, 3, 3, 3)),
     "depthwise_conv3d_with_moments": lambda x: (x, x.new_zeros(x.shape[-1], 1, 3, 3, 3)),
+    "depthwise_linear": lambda x: (
+        x,
+        x.new_zeros(x.shape[-1], 1, 3, 3, 3),
+        None,
+        x.new_zeros(8, x.shape[-1]),
+        None,
+    ),
+    "depthwise_feed_forward": lambda x: (
+        x,
+        x,
+        x.new_zeros(x.shape[-1], 1, 5, 5, 5),
+        None,
+        *(t for _ in range(3) for t in (x.new_zeros(x.shape[-1], x.shape[-1]), None)),
+    ),
     "joint_attention": lambda x: (x.new_zeros(1, 4, 3 * x.shape[-1]), 1),
     "joint_attention_with_score": lambda x: (x.new_zeros(1, 4, 3 * x.shape[-1]), 1),
     "layer_norm": lambda x: (x,),

@@ -6,9 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._ops import OpOverload
 
-from . import _extension  # noqa: F401 registers the compiled ones
+from . import (
+    _extension,  # noqa: F401 registers the compiled ones
+    vmap,
+)
 from .triton import library
+
+KERNELS: dict[str, list[OpOverload]] = {}
+"""Every kernel by its name, of one backend or of several."""
 
 _NAMESPACES = {"cpu": "uniformer_kernels", "triton": library.NAMESPACE}
 
@@ -19,12 +26,19 @@ def kernels(backend: str) -> Any:
 
 
 def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Declare a function to be what an operator does to fake tensors, on every backend."""
+    """Declare a function to be what a kernel does to fake tensors, on every backend.
+
+    With it the kernel gets its rule for ``torch.vmap``.
+    """
 
     def register(fake: Callable[..., Any]) -> Callable[..., Any]:
         for namespace in _NAMESPACES.values():
-            if hasattr(getattr(torch.ops, namespace), name):
-                torch.library.register_fake(f"{namespace}::{name}", fake)
+            operators = getattr(torch.ops, namespace)
+            if hasattr(operators, name):
+                kernel = getattr(operators, name).default
+                torch.library.register_fake(kernel, fake)
+                torch.library.register_vmap(kernel, vmap.rule(kernel))
+                KERNELS.setdefault(name, []).append(kernel)
         return fake
 
     return register

@@ -5,6 +5,7 @@
 // product of both passes is one small kernel, `product`.
 
 #include "attention.h"
+#include "exponential.h"
 #include "operand.h"
 
 namespace uk::UK_ISA {
@@ -18,30 +19,12 @@ constexpr int64_t kKeys = kWord<N> == 1 ? 64 : 96;  // and keys
 template <class N>
 constexpr int64_t kStep = L * kWord<N>;  // channels, and queries computed, are a multiple of this
 constexpr float kSlack = 8.f;  // what scores may exceed the softmax's shift by, in powers of two
+// Scores, in powers of two, that float32's exponents bear unshifted, and the square of the values'
+// length with which their weighted sums do.
+constexpr float kCalm = 64.f, kSmall = 0x1p80f;
 constexpr float kLog2e = 1.44269504088896341f;
 
 UK_INLINE int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
-
-UK_INLINE vec<float> maximum(vec<float> a, vec<float> b) { return a < b ? b : a; }
-
-// 2^x for x < 126, as precise as numbers N are: 2^round(x) by its exponent bits, the rest by its
-// series.  A NaN stays.
-template <class N>
-UK_INLINE vec<float> exp2(vec<float> x) {
-  static const float lowest = -126.f;
-  x = maximum(x, broadcast_once(&lowest));
-  const vec<float> magic = vec<float>{} + 12582912.f;
-  const vec<float> shifted = x + magic;
-  const vec<float> f = x - (shifted - magic);
-  vec<float> p = vec<float>{} + 9.61812911e-3f;
-  if constexpr (kWord<N> == 1)
-    p += ((1.52527338e-5f * f + 1.54035304e-4f) * f + 1.33335581e-3f) * f;
-  p = p * f + 5.55041087e-2f;
-  p = p * f + 2.40226507e-1f;
-  p = p * f + 6.93147181e-1f;
-  p = p * f + 1.f;
-  return (vec<float>)((words)p + ((words)shifted << 23));
-}
 
 // Where a task's sample, window, head and queries lie.
 template <class N>
@@ -140,6 +123,32 @@ void multiply(int64_t rows, int64_t width, const Left<N>& a, const N* b, int64_t
   product(rows, width, a.data, a.row, a.step, b, ldb * kWord<N>, n, out, ldo, accumulate);
 }
 
+UK_INLINE float sum_of(vec<float> v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)v);
+#else
+  float sum = 0.f;
+  for (int64_t lane = 0; lane < L; ++lane) sum += v[lane];
+  return sum;
+#endif
+}
+
+// The largest sum of squares of a row.
+template <class N>
+float longest(const N* rows, int64_t count, int64_t width) {
+  float most = 0.f;
+  for (int64_t i = 0; i < count; ++i, rows += width) {
+    vec<float> square = {};
+    for (int64_t c = 0; c < width; c += L) {
+      const vec<float> v = load(rows + c);
+      square += v * v;
+    }
+    const float sum = sum_of(square);
+    most = most < sum || sum != sum ? sum : most;  // a NaN stays
+  }
+  return most;
+}
+
 // The window's keys or values, the bias's before them where the window is padded, zeros behind.
 template <class N>
 class Keys {
@@ -154,6 +163,11 @@ class Keys {
     if (t.padded) pack_row(bias + own, s.d, rows_, t.width);
     pack_tokens(s, t, in, s.token_stride, 0, t.tokens, rows_ + t.padded * t.width);
     __builtin_memset(rows_ + all * t.width, 0, (capacity(t) - all) * t.width * sizeof(N));
+  }
+
+  // The largest square of a row's length.
+  float longest(const Task<N>& t) const {
+    return uk::UK_ISA::longest(rows_, t.padded + t.tokens, t.width);
   }
 
   // Comes before `columns`: in a word of theirs lie two keys.
@@ -255,6 +269,28 @@ bool soften(float* scores, int64_t keys, int64_t lanes, float scale, const float
   return any;
 }
 
+// The same where no score can leave the exponents: nothing is taken off, so no maximum is sought.
+// `offset` is null where all are zero.
+template <class N>
+void soften_calmly(float* scores, int64_t keys, int64_t lanes, float scale, const float* offset,
+                   float* total) {
+  for (int64_t q = 0; q < lanes; q += L) {
+    vec<float> sum = {};
+    N* out = (N*)(scores + q);
+    for (int64_t i = 0; i < keys; i += kWord<N>, out += kTile<N> * kWord<N>) {
+      vec<float> p[kWord<N>];
+#pragma GCC unroll 2
+      for (int64_t j = 0; j < kWord<N>; ++j) {
+        const vec<float> score = load(scores + (i + j) * kTile<N> + q);
+        p[j] = offset ? exp2<N>(score * scale + offset[i + j]) : exp2_scaled<N>(score, scale);
+        sum += p[j];
+      }
+      store_words(out, p);
+    }
+    store(total + q, load(total + q) + sum);
+  }
+}
+
 // in [d, tile] *= factor.
 void rescale(float* in, const float* factor, int64_t d, int64_t tile, int64_t lanes) {
   for (int64_t q = 0; q < lanes; q += L) {
@@ -294,15 +330,22 @@ void forward(const AttentionShape& s, const S* qkv, const S* bias, S* out, float
   k.pack(s, t, qkv, bias, 1);
   v.pack(s, t, qkv, bias, 2);
   v.pack_columns(t, memory);
+  const float scale = s.scale * kLog2e, widest = k.longest(t) * scale * scale;
+  const bool small = v.longest(t) < kSmall;
   for (int64_t first = t.begin; first < t.end; first += tile) {
     const int64_t count = min(tile, t.end - first), lanes = round_up(count, kStep<N>);
     q.pack(s, t, qkv + t.sample + t.head, s.token_stride, first, count);
-    for (int64_t i = 0; i < tile; ++i) top[i] = -__builtin_inff(), total[i] = 0.f;
+    // |q k| <= |q| |k|
+    const bool calm = small && longest(q.rows, count, width) * widest < kCalm * kCalm;
+    for (int64_t i = 0; i < tile; ++i) top[i] = calm ? 0.f : -__builtin_inff(), total[i] = 0.f;
     __builtin_memset(sums, 0, width * tile * sizeof(float));
     for (int64_t key = 0; key < t.keys; key += kKeys<N>) {
       const int64_t keys = min(kKeys<N>, t.keys - key);
       multiply(keys, lanes, k.rows(t, key), q.over_channels, tile, depth, scores, tile, false);
-      if (soften<N>(scores, keys, lanes, s.scale * kLog2e, offset + key, top, total, factor))
+      const bool plain = !t.padded && key + keys <= t.tokens;
+      if (calm)
+        soften_calmly<N>(scores, keys, lanes, scale, plain ? nullptr : offset + key, total);
+      else if (soften<N>(scores, keys, lanes, scale, offset + key, top, total, factor))
         rescale(sums, factor, s.d, tile, lanes);
       multiply(s.d, lanes, v.columns(t, key), (N*)scores, tile, keys, sums, tile, true);
     }
@@ -381,9 +424,7 @@ void backward(const AttentionShape& s, const S* qkv, const S* bias, const S* dou
         vec<float> dot = {};
         const N* row = dy.rows + i * width;
         for (int64_t c = 0; c < width; c += L) dot += load(line + c) * load(row + c);
-        float sum = 0.f;
-        for (int64_t lane = 0; lane < L; ++lane) sum += dot[lane];
-        delta[i] = sum;
+        delta[i] = sum_of(dot);
         top[i] = lse[(t.b * s.H + t.h) * s.N + position];
       }
     });

@@ -18,6 +18,12 @@ struct operand<bf16> {
 };
 #endif
 
+// The first `count` numbers, at most a vector of them.
+template <class S>
+UK_INLINE vec<float> load_up_to(const S* p, int64_t count) {
+  return count >= lanes_of<float> ? load(p) : load_some<float>(p, max(count, 0), 1);
+}
+
 // `count` numbers, and zeros behind them up to `width`.
 template <class S, class N>
 void pack_row(const S* in, int64_t count, N* out, int64_t width) {
@@ -30,7 +36,8 @@ void pack_row(const S* in, int64_t count, N* out, int64_t width) {
 
 // out [columns, ldo] = in' [rows, ldi], all in words; in AVX-512 there are whole blocks of 16 x 16.
 #if defined(__AVX512F__)
-void transpose(const void* in, int64_t ldi, int64_t rows, int64_t columns, void* out, int64_t ldo) {
+[[maybe_unused]] void transpose(const void* in, int64_t ldi, int64_t rows, int64_t columns,
+                                void* out, int64_t ldo) {
   const words lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   for (int64_t i = 0; i < rows; i += 16)
     for (int64_t c = 0; c < columns; c += 16) {
@@ -57,7 +64,8 @@ void transpose(const void* in, int64_t ldi, int64_t rows, int64_t columns, void*
     }
 }
 #else
-void transpose(const void* in, int64_t ldi, int64_t rows, int64_t columns, void* out, int64_t ldo) {
+[[maybe_unused]] void transpose(const void* in, int64_t ldi, int64_t rows, int64_t columns,
+                                void* out, int64_t ldo) {
   for (int64_t c = 0; c < columns; ++c)
     for (int64_t i = 0; i < rows; ++i)
       __builtin_memcpy((uint32_t*)out + c * ldo + i, (const uint32_t*)in + i * ldi + c, 4);
@@ -66,7 +74,7 @@ void transpose(const void* in, int64_t ldi, int64_t rows, int64_t columns, void*
 
 #if defined(__AVX512BF16__)
 // out [count / 2, width words] = rows [count, width] in pairs: number by number, two rows' ones.
-void pair_rows(const bf16* rows, int64_t count, int64_t width, bf16* out) {
+[[maybe_unused]] void pair_rows(const bf16* rows, int64_t count, int64_t width, bf16* out) {
   constexpr int64_t L = lanes_of<float>;
   for (int64_t i = 0; i < count; i += 2, rows += 2 * width)
     for (int64_t c = 0; c < width; c += L, out += 2 * L) {

@@ -32,10 +32,16 @@ class TileRegisters {
   TileRegisters(const TileRegisters&) = delete;
 };
 
-// `product` for ROWS x COLUMNS tiles: the sums are tiles 0 to 3, row by row.
-template <int ROWS, int COLUMNS>
-void product_tiles(const bf16* a, int64_t row, const bf16* b, int64_t ldb, int64_t n, float* out,
-                   int64_t ldo, bool accumulate) {
+struct Nothing {
+  void at(int64_t) const {}
+};
+
+// `product` for ROWS x COLUMNS tiles: the sums are tiles 0 to 3, row by row.  While the tiles are
+// busy with numbers i.. of the reduction, `meanwhile.at(i)` makes use of the vector registers.
+template <int ROWS, int COLUMNS, class Meanwhile = Nothing>
+UK_INLINE void multiply_tiles(const bf16* a, int64_t row, const bf16* b, int64_t ldb, int64_t n,
+                              float* out, int64_t ldo, bool accumulate,
+                              Meanwhile meanwhile = {}) {
   const int64_t line = ldo * sizeof(float);
   float* lower = out + kEdge * ldo;
   if (accumulate) {
@@ -62,6 +68,7 @@ void product_tiles(const bf16* a, int64_t row, const bf16* b, int64_t ldb, int64
       _tile_dpbf16ps(2, 5, 6);
     }
     if constexpr (ROWS * COLUMNS == 4) _tile_dpbf16ps(3, 5, 7);
+    meanwhile.at(i);
   }
   _tile_stored(0, out, line);
   if constexpr (COLUMNS == 2) _tile_stored(1, out + kEdge, line);
@@ -69,9 +76,16 @@ void product_tiles(const bf16* a, int64_t row, const bf16* b, int64_t ldb, int64
   if constexpr (ROWS * COLUMNS == 4) _tile_stored(3, lower + kEdge, line);
 }
 
+template <int ROWS, int COLUMNS>
+void product_tiles(const bf16* a, int64_t row, const bf16* b, int64_t ldb, int64_t n, float* out,
+                   int64_t ldo, bool accumulate) {
+  multiply_tiles<ROWS, COLUMNS>(a, row, b, ldb, n, out, ldo, accumulate);
+}
+
 // Rows are rounded up to whole tiles; words of `a` lie side by side.
-void product(int64_t rows, int64_t width, const bf16* a, int64_t row, int64_t, const bf16* b,
-             int64_t ldb, int64_t n, float* out, int64_t ldo, bool accumulate) {
+[[maybe_unused]] void product(int64_t rows, int64_t width, const bf16* a, int64_t row, int64_t,
+                              const bf16* b, int64_t ldb, int64_t n, float* out, int64_t ldo,
+                              bool accumulate) {
   remember(a);
   for (; rows > 0; rows -= 2 * kEdge, a += 2 * kEdge * row, out += 2 * kEdge * ldo) {
     const bool tall = rows > kEdge;

@@ -15,34 +15,35 @@ using torch::stable::Tensor;
 
 constexpr int64_t kTasks = 16;       // to share out; fixed, as partial sums follow the split
 constexpr int64_t kMostOutputs = 240;  // in a task: its sums stay in L2
-constexpr int64_t kLeastRows = 512;  // in a part: fewer would not pay for its sums
+template <class S>  // rows in a part: fewer would not pay for its sums
+constexpr int64_t kLeastRows = 2048 / sizeof(S);
 
-const WeightGradientKernels& kernels() {
-#ifdef UK_X86
-  if (instruction_set() == InstructionSet::portable) return portable::weight_gradient_kernels();
-  if (instruction_set() == InstructionSet::avx2) return avx2::weight_gradient_kernels();
-  return avx512::weight_gradient_kernels();
-#else
-  return portable::weight_gradient_kernels();
-#endif
+template <class S>
+const WeightGradientKernels<S>& kernels() {
+  return UK_KERNELS(weight_gradient_kernels, S);
 }
 
-}  // namespace
+#ifdef UK_X86
+// The sets that multiply bfloat16 have kernels for nothing else.
+template <>
+const WeightGradientKernels<bf16>& kernels() {
+  return instruction_set() == InstructionSet::amx ? amx::weight_gradient_kernels<bf16>()
+         : instruction_set() == InstructionSet::avx512_bf16
+             ? avx512_bf16::weight_gradient_kernels<bf16>()
+             : UK_KERNELS(weight_gradient_kernels, bf16);
+}
+#endif
 
-std::tuple<Tensor, Tensor> weight_gradient(const Tensor& dy, const Tensor& x) {
-  check(dy.dim() == 2 && x.dim() == 2 && dy.size(0) == x.size(0) &&
-            dy.scalar_type() == ScalarType::Float && x.scalar_type() == ScalarType::Float,
-        "dy [N, C_out] and x [N, C_in] of float32");
-  check((dy.stride(1) == 1 || dy.size(1) <= 1) && (x.stride(1) == 1 || x.size(1) <= 1),
-        "rows with adjacent channels");
-  const WeightGradientKernels& kernel = kernels();
+template <class S>
+std::tuple<Tensor, Tensor> compute(const Tensor& dy, const Tensor& x) {
+  const WeightGradientKernels<S>& kernel = kernels<S>();
   WeightGradientShape s = {};
   s.rows = dy.size(0), s.outputs = dy.size(1), s.inputs = x.size(1);
   s.dy_stride = dy.stride(0), s.x_stride = x.stride(0);
   const int64_t blocks = std::max<int64_t>(divide_up(s.outputs, kMostOutputs), 1);
   s.block = divide_up(divide_up(s.outputs, blocks), kernel.tile) * kernel.tile;
-  Tensor dw = torch::stable::new_empty(x, {s.outputs, s.inputs});
-  Tensor db = torch::stable::new_empty(x, {s.outputs});
+  Tensor dw = torch::stable::new_empty(x, {s.outputs, s.inputs}, ScalarType::Float);
+  Tensor db = torch::stable::new_empty(x, {s.outputs}, ScalarType::Float);
   if (s.rows == 0) {
     torch::stable::zero_(dw);
     torch::stable::zero_(db);
@@ -50,17 +51,18 @@ std::tuple<Tensor, Tensor> weight_gradient(const Tensor& dy, const Tensor& x) {
   if (s.rows == 0 || s.outputs == 0) return {dw, db};
   const int64_t across = std::max<int64_t>(divide_up(s.inputs, kernel.columns), 1);
   const int64_t each = across * divide_up(s.outputs, s.block);
-  const int64_t most = divide_up(s.rows, kLeastRows);
+  const int64_t most = divide_up(s.rows, kLeastRows<S>);
   const int64_t parts = std::clamp<int64_t>(divide_up(kTasks, each), 1, most);
   s.part = divide_up(s.rows, parts);
 
   const int64_t size = s.outputs * s.inputs;
-  const Tensor sums = torch::stable::new_empty(x, {parts > 1 ? parts * (size + s.outputs) : 0});
+  const Tensor sums = torch::stable::new_empty(
+      x, {parts > 1 ? parts * (size + s.outputs) : 0}, ScalarType::Float);
   float* results[] = {static_cast<float*>(dw.mutable_data_ptr()),
                       static_cast<float*>(db.mutable_data_ptr())};
   float* partial = parts > 1 ? static_cast<float*>(sums.mutable_data_ptr()) : nullptr;
-  const float* gradient = static_cast<const float*>(dy.const_data_ptr());
-  const float* input = static_cast<const float*>(x.const_data_ptr());
+  const S* gradient = static_cast<const S*>(dy.const_data_ptr());
+  const S* input = static_cast<const S*>(x.const_data_ptr());
   torch::stable::parallel_for(0, each * parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       float* own = partial ? partial + task / each * (size + s.outputs) : nullptr;
@@ -76,6 +78,18 @@ std::tuple<Tensor, Tensor> weight_gradient(const Tensor& dy, const Tensor& x) {
     }
   });
   return {dw, db};
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> weight_gradient(const Tensor& dy, const Tensor& x) {
+  const ScalarType type = dy.scalar_type();
+  check(dy.dim() == 2 && x.dim() == 2 && dy.size(0) == x.size(0) && type == x.scalar_type() &&
+            (type == ScalarType::Float || type == ScalarType::BFloat16),
+        "dy [N, C_out] and x [N, C_in], both of float32 or bfloat16");
+  check((dy.stride(1) == 1 || dy.size(1) <= 1) && (x.stride(1) == 1 || x.size(1) <= 1),
+        "rows with adjacent channels");
+  return type == ScalarType::Float ? compute<float>(dy, x) : compute<bf16>(dy, x);
 }
 
 }  // namespace uk

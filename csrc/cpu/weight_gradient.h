@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "storage.h"
+
 namespace uk {
 
 // dw [outputs, inputs] = dy' x, with dy [rows, outputs] and x [rows, inputs], rows apart by strides.
@@ -14,25 +16,37 @@ struct WeightGradientShape {
   int64_t part;   // rows in one task
 };
 
-// One instruction set's kernels.  A task is one (part, block of outputs, `columns` inputs), the last
-// fastest.
+// One instruction set's kernels for storage type S.  A task is one (part, block of outputs, `columns`
+// inputs), the last fastest.
+template <class S>
 struct WeightGradientKernels {
   int64_t columns;  // inputs in one task
   int64_t tile;     // outputs worked on at a time
   // The task's sums over its part's rows: its piece of dw [outputs, inputs], and with the first
   // columns that of db [outputs].
-  void (*run)(const WeightGradientShape&, const float* dy, const float* x, float* dw, float* db,
+  void (*run)(const WeightGradientShape&, const S* dy, const S* x, float* dw, float* db,
               int64_t task);
 };
 
+namespace amx {
+template <class S>
+const WeightGradientKernels<S>& weight_gradient_kernels();
+}
+namespace avx512_bf16 {
+template <class S>
+const WeightGradientKernels<S>& weight_gradient_kernels();
+}
 namespace avx512 {
-const WeightGradientKernels& weight_gradient_kernels();
+template <class S>
+const WeightGradientKernels<S>& weight_gradient_kernels();
 }
 namespace avx2 {
-const WeightGradientKernels& weight_gradient_kernels();
+template <class S>
+const WeightGradientKernels<S>& weight_gradient_kernels();
 }
 namespace portable {
-const WeightGradientKernels& weight_gradient_kernels();
+template <class S>
+const WeightGradientKernels<S>& weight_gradient_kernels();
 }
 
 }  // namespace uk

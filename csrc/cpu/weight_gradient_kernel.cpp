@@ -1,70 +1,139 @@
-// The weight gradient of a linear layer.  Nothing is transposed: a row of x is a vector of every sum
-// it goes into, and a row of dy holds the factors.
+// The weight gradient of a linear layer.  A row of x is a vector of every sum it goes into, and a row
+// of dy holds the factors; in float32 nothing is transposed.
 
 #include "weight_gradient.h"
-#include "product.h"
+#include "operand.h"
 
 namespace uk::UK_ISA {
 namespace {
 
 constexpr int64_t L = lanes_of<float>;
-constexpr int64_t kColumns = 8 * L;  // two tiles of `product`
-constexpr int64_t kRows = 64;       // of x packed at a time: stays in L1 while all outputs use it
 
-int64_t whole(int64_t count) { return (count + L - 1) / L * L; }
+UK_INLINE int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 
-// Rows, zeros behind their end, `width` apart: those of a wide matrix share few sets of the caches.
-void pack(const float* in, int64_t stride, int64_t rows, int64_t count, int64_t width, float* out) {
-  for (int64_t i = 0; i < rows; ++i, in += stride, out += width) {
-    int64_t c = 0;
-    for (; c + L <= count; c += L) store(out + c, load(in + c));
-    if (c < count) store(out + c, load_some<float>(in + c, count - c, 1));
+// What a task sums up.
+struct Task {
+  int64_t first, columns, top, outputs, begin, end;
+
+  Task(const WeightGradientShape& s, int64_t most, int64_t task) {
+    const int64_t across = max((s.inputs + most - 1) / most, 1);
+    const int64_t down = (s.outputs + s.block - 1) / s.block;
+    first = task % across * most, columns = min(most, s.inputs - first);
+    top = task / across % down * s.block, outputs = min(s.block, s.outputs - top);
+    begin = task / across / down * s.part, end = min(begin + s.part, s.rows);
   }
+};
+
+// Writes sums [outputs, width] and bias [outputs] to where they belong.
+void finish(const WeightGradientShape& s, const Task& t, const float* sums, int64_t width,
+            const float* bias, float* dw, float* db) {
+  for (int64_t o = 0; o < t.outputs; ++o, sums += width) {
+    float* row = dw + (t.top + o) * s.inputs + t.first;
+    int64_t c = 0;
+    for (; c + L <= t.columns; c += L) store(row + c, load(sums + c));
+    if (c < t.columns) store_some<float>(row + c, load(sums + c), t.columns - c);
+  }
+  if (t.first == 0)
+    for (int64_t o = 0; o < t.outputs; ++o) db[t.top + o] = bias[o];
 }
 
-// sums [width] += the rows.
-void add_rows(const float* rows, int64_t stride, int64_t count, int64_t width, float* sums) {
-  for (int64_t c = 0; c < width; c += L) {
+// sums [count] += the rows; `sums` has whole vectors.
+template <class S>
+void add_rows(const S* rows, int64_t stride, int64_t count, int64_t columns, float* sums) {
+  for (int64_t c = 0; c < columns; c += L) {
     vec<float> sum{};
-    for (int64_t i = 0; i < count; ++i) sum += load(rows + i * stride + c);
+    for (int64_t i = 0; i < count; ++i) sum += load_up_to(rows + i * stride + c, columns - c);
     store(sums + c, sum + load(sums + c));
   }
 }
 
-void run(const WeightGradientShape& s, const float* dy, const float* x, float* dw, float* db,
-         int64_t task) {
-  const int64_t across = max((s.inputs + kColumns - 1) / kColumns, 1);
-  const int64_t down = (s.outputs + s.block - 1) / s.block;
-  const int64_t first = task % across * kColumns, top = task / across % down * s.block;
-  const int64_t columns = min(kColumns, s.inputs - first), outputs = min(s.block, s.outputs - top);
-  const int64_t width = whole(columns), height = whole(outputs);
-  const int64_t apart = height | L;  // an odd number of vectors: no two rows in the same sets
-  const int64_t begin = task / across / down * s.part, end = min(begin + s.part, s.rows);
-  float* right = scratch<float>(kRows * (width + apart) + outputs * width + height);
-  float *left = right + kRows * width, *sums = left + kRows * apart, *bias = sums + outputs * width;
-  for (int64_t o = 0; o < height; ++o) bias[o] = 0.f;
-  for (int64_t m = begin; m < end; m += kRows) {
-    const int64_t rows = min(kRows, end - m);
-    pack(x + m * s.x_stride + first, s.x_stride, rows, columns, width, right);
-    pack(dy + m * s.dy_stride + top, s.dy_stride, rows, outputs, apart, left);
-    product(outputs, width, left, 1, apart, right, width, rows, sums, width, m > begin);
-    if (first == 0) add_rows(left, apart, rows, height, bias);
-  }
-  for (int64_t o = 0; o < outputs; ++o) {
-    float* row = dw + (top + o) * s.inputs + first;
-    int64_t c = 0;
-    for (; c + L <= columns; c += L) store(row + c, load(sums + o * width + c));
-    if (c < columns) store_some<float>(row + c, load(sums + o * width + c), columns - c);
-  }
-  if (first == 0)
-    for (int64_t o = 0; o < outputs; ++o) db[top + o] = bias[o];
+#if defined(__AVX512BF16__)
+
+constexpr int64_t kColumns = 16 * L;
+constexpr int64_t kTile = kDepth<bf16> > kWord<bf16> ? 32 : kSums / 4;
+constexpr int64_t kRows = 512;  // packed at a time: they stay in L2 while all outputs use them
+
+// out [all / 2, width words] = rows [rows, count] in pairs: number by number, two rows' ones; zeros
+// behind them.
+void pair(const bf16* in, int64_t stride, int64_t rows, int64_t count, int64_t all, int64_t width,
+          bf16* out) {
+  for (int64_t i = 0; i < all; i += 2, in += 2 * stride)
+    for (int64_t c = 0; c < width; c += L, out += 2 * L) {
+      const int64_t left = count - c;
+      const vec<float> both[2] = {i < rows ? load_up_to(in + c, left) : vec<float>{},
+                                  i + 1 < rows ? load_up_to(in + stride + c, left) : vec<float>{}};
+      const words word = (words)both[0] >> 16 | (words)both[1];
+      __builtin_memcpy(out, &word, sizeof(word));
+    }
 }
+
+void run(const WeightGradientShape& s, const bf16* dy, const bf16* x, float* dw, float* db,
+         int64_t task) {
+  const TileRegisters registers;
+  const Task t(s, kColumns, task);
+  const int64_t width = round_up(t.columns, 2 * L), height = round_up(t.outputs, 2 * L);
+  float* sums = scratch<float>(height * (width + 1) + kRows * (height + width / 2));
+  float* bias = sums + height * width;
+  bf16 *pairs = (bf16*)(bias + height), *left = pairs + kRows * height;
+  bf16* right = left + kRows * height;
+  for (int64_t o = 0; o < height; ++o) bias[o] = 0.f;
+  for (int64_t m = t.begin; m < t.end; m += kRows) {
+    const int64_t rows = min(kRows, t.end - m), all = round_up(rows, 2 * L);
+    const bf16 *own_dy = dy + m * s.dy_stride + t.top, *own_x = x + m * s.x_stride + t.first;
+    if (t.first == 0) add_rows(own_dy, s.dy_stride, rows, t.outputs, bias);
+    pair(own_dy, s.dy_stride, rows, t.outputs, all, height, pairs);
+    transpose(pairs, height, all / 2, height, left, all / 2);
+    pair(own_x, s.x_stride, rows, t.columns, all, width, right);
+    product(t.outputs, width, left, all, 2, right, 2 * width, all, sums, width, m > t.begin);
+  }
+  finish(s, t, sums, width, bias, dw, db);
+}
+
+#else
+
+constexpr int64_t kColumns = 8 * L;  // two tiles of `product`
+constexpr int64_t kTile = kSums / 4;
+constexpr int64_t kRows = 64;  // of x packed at a time: stays in L1 while all outputs use them
+
+// Rows, zeros behind their end, `width` apart: those of a wide matrix share few sets of the caches.
+template <class S>
+void pack(const S* in, int64_t stride, int64_t rows, int64_t count, int64_t width, float* out) {
+  for (int64_t i = 0; i < rows; ++i, in += stride, out += width) pack_row(in, count, out, width);
+}
+
+template <class S>
+void run(const WeightGradientShape& s, const S* dy, const S* x, float* dw, float* db,
+         int64_t task) {
+  const Task t(s, kColumns, task);
+  const int64_t width = round_up(t.columns, L), height = round_up(t.outputs, L);
+  const int64_t apart = height | L;  // an odd number of vectors: no two rows in the same sets
+  float* right = scratch<float>(kRows * (width + apart) + t.outputs * width + height);
+  float *left = right + kRows * width, *sums = left + kRows * apart;
+  float* bias = sums + t.outputs * width;
+  for (int64_t o = 0; o < height; ++o) bias[o] = 0.f;
+  for (int64_t m = t.begin; m < t.end; m += kRows) {
+    const int64_t rows = min(kRows, t.end - m);
+    pack(x + m * s.x_stride + t.first, s.x_stride, rows, t.columns, width, right);
+    pack(dy + m * s.dy_stride + t.top, s.dy_stride, rows, t.outputs, apart, left);
+    product(t.outputs, width, left, 1, apart, right, width, rows, sums, width, m > t.begin);
+    if (t.first == 0) add_rows(left, apart, rows, height, bias);
+  }
+  finish(s, t, sums, width, bias, dw, db);
+}
+
+#endif
 
 }  // namespace
 
-const WeightGradientKernels& weight_gradient_kernels() {
-  static const WeightGradientKernels kernels = {kColumns, kSums / 4, run};
+template <class S>
+const WeightGradientKernels<S>& weight_gradient_kernels() {
+  static const WeightGradientKernels<S> kernels = {kColumns, kTile, run};
   return kernels;
 }
+
+template const WeightGradientKernels<bf16>& weight_gradient_kernels();
+#if !defined(__AVX512BF16__)
+template const WeightGradientKernels<float>& weight_gradient_kernels();
+#endif
 
 }  // namespace uk::UK_ISA

@@ -33,16 +33,17 @@ def on_gpu(call: Call, dtype: torch.dtype) -> dict[str, Tensor]:
 @every_operator
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_values_and_gradients(call: Call, dtype: torch.dtype) -> None:
-    check(call.kernel, call.reference, on_gpu(call, dtype), reduction=call.reduction)
+    inputs = on_gpu(call, dtype)
+    check(call.kernel, call.reference, inputs, reduction=call.reduction, needs=call.needs)
 
 
 @every_operator
 def test_bitwise_repeatable(call: Call) -> None:
     inputs = on_gpu(call, torch.bfloat16)
     dy = draw(*call.kernel(**inputs).shape)
-    first = evaluate(call.kernel, inputs, upstream=lambda _: dy)
+    first = evaluate(call.kernel, inputs, upstream=lambda _: dy, needs=call.needs)
     for _ in range(10):
-        again = evaluate(call.kernel, inputs, upstream=lambda _: dy)
+        again = evaluate(call.kernel, inputs, upstream=lambda _: dy, needs=call.needs)
         assert all(torch.equal(first[name], again[name]) for name in first)
 
 
@@ -53,7 +54,7 @@ def test_captured_as_a_graph(call: Call) -> None:
     dy = draw(*call.kernel(**inputs).shape).cuda()
 
     def run() -> dict[str, Tensor]:
-        return evaluate(call.kernel, inputs, upstream=lambda _: dy)
+        return evaluate(call.kernel, inputs, upstream=lambda _: dy, needs=call.needs)
 
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
@@ -93,8 +94,8 @@ def test_compiles_without_a_graph_break(call: Call) -> None:
     dy = draw(*call.kernel(**inputs).shape)
     torch.compiler.reset()
     compiled = torch.compile(call.kernel, fullgraph=True)
-    got = evaluate(compiled, inputs, upstream=lambda _: dy)
-    want = evaluate(call.kernel, inputs, upstream=lambda _: dy)
+    got = evaluate(compiled, inputs, upstream=lambda _: dy, needs=call.needs)
+    want = evaluate(call.kernel, inputs, upstream=lambda _: dy, needs=call.needs)
     for name in want:
         torch.testing.assert_close(got[name], want[name], rtol=1e-4, atol=1e-4)
 

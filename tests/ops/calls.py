@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,20 +24,31 @@ class Call:
     reduction: int
     options: dict[str, Any] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
+    needs: Collection[str] | None = None  # inputs that have a gradient: all, or () at inference
 
     @property
     def kernel(self) -> Function:
-        return partial(getattr(uk, self.operator), **self.options)
+        return _joined(partial(getattr(uk, self.operator), **self.options))
 
     @property
     def reference(self) -> Function:
-        return partial(getattr(reference, self.operator), **self.options)
+        return _joined(partial(getattr(reference, self.operator), **self.options))
 
     def inputs(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         return {
             name: draw(*shape, dtype=dtype) * self.scales.get(name, 1)
             for name, shape in self.shapes.items()
         }
+
+
+def _joined(function: Callable[..., Tensor | tuple[Tensor, ...]]) -> Function:
+    """Several results as one, channel behind channel."""
+
+    def run(**tensors: Tensor) -> Tensor:
+        result = function(**tensors)
+        return result if isinstance(result, Tensor) else torch.cat(result, -1)
+
+    return run
 
 
 CALLS = [
@@ -98,4 +110,35 @@ CALLS = [
         options={"num_heads": 3},
         scales={"in_proj_weight": 0.25},  # else one token takes all of a head's attention
     ),
+    Call(
+        "depthwise_linear",
+        {
+            "x": (2, 2, 5, 6, 17),
+            "dw_weight": (17, 1, 3, 3, 3),
+            "dw_bias": (17,),
+            "weight": (12, 17),
+            "bias": (12,),
+        },
+        reduction=27 * 17,  # products one behind another
+        needs=(),
+    ),
+    Call(
+        "depthwise_feed_forward",
+        {
+            "x": (2, 2, 5, 6, 12),
+            "residual": (2, 2, 5, 6, 12),
+            "dw_weight": (12, 1, 1, 3, 5),
+            "dw_bias": (12,),
+            "pw_weight": (12, 12),
+            "pw_bias": (12,),
+            "fc1_weight": (24, 12),
+            "fc1_bias": (24,),
+            "fc2_weight": (12, 24),
+            "fc2_bias": (12,),
+        },
+        reduction=15 * 24,  # products one behind another
+        scales={"dw_weight": 0.25, "pw_weight": 0.25, "fc1_weight": 0.25, "fc2_weight": 0.25},
+        needs=(),
+    ),
 ]
+DIFFERENTIABLE = [call for call in CALLS if call.needs is None]

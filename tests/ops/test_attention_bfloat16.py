@@ -97,3 +97,13 @@ def test_same_bits_again(threads, backend) -> None:
     torch.set_num_threads(threads)
     first, second = (evaluate(attend, {"qkv": qkv}, upstream=lambda _: dy) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_large_values_behind_large_scores(dtype) -> None:
+    """Scores may stay as they are only where their weights times the values fit into float32."""
+    qkv = torch.ones(1, 50, 96, dtype=dtype)
+    qkv[..., :64] = 2.5  # q k' / sqrt(d) = 35.4, whose exponential is 2^51
+    qkv[..., 64:] = 1e25
+    out = joint_attention(qkv, 1)
+    torch.testing.assert_close(out, qkv[..., 64:], rtol=1e-2, atol=0.0)

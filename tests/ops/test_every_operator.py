@@ -12,10 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck
 
 from tests.contract import DTYPES, check, draw, evaluate, within
-from tests.ops.calls import CALLS, Call
+from tests.ops.calls import CALLS, DIFFERENTIABLE, Call
 from uniformer_kernels.triton import INTERPRETED
 
 every_operator = pytest.mark.parametrize("call", CALLS, ids=lambda call: call.operator)
+every_gradient = pytest.mark.parametrize("call", DIFFERENTIABLE, ids=lambda call: call.operator)
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
@@ -30,10 +31,16 @@ def bits(t: torch.Tensor) -> bytes:
 @every_operator
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_values_and_gradients(call: Call, dtype: torch.dtype, backend: str) -> None:
-    check(call.kernel, call.reference, call.inputs(dtype), reduction=call.reduction)
+    check(
+        call.kernel,
+        call.reference,
+        call.inputs(dtype),
+        reduction=call.reduction,
+        needs=call.needs,
+    )
 
 
-@every_operator
+@every_gradient
 def test_gradcheck(call: Call, backend: str) -> None:
     inputs = call.inputs(torch.float64)
 
@@ -45,7 +52,7 @@ def test_gradcheck(call: Call, backend: str) -> None:
     assert gradcheck(positional, leaves, nondet_tol=0.0, fast_mode=True)
 
 
-@every_operator
+@every_gradient
 def test_any_choice_of_gradients(call: Call, backend: str) -> None:
     """Asking for some gradients only changes none of them and makes no others."""
     inputs = call.inputs()
@@ -61,7 +68,7 @@ def test_any_choice_of_gradients(call: Call, backend: str) -> None:
                 torch.testing.assert_close(result, everything[name])
 
 
-@every_operator
+@every_gradient
 def test_only_required_gradients_reach_the_leaves(call: Call, backend: str) -> None:
     inputs = call.inputs()
     first, *others = inputs
@@ -79,11 +86,12 @@ def test_empty_batch(call: Call, backend: str) -> None:
     first = next(iter(call.shapes))
     inputs = call.inputs()
     inputs |= {k: t[:0] for k, t in inputs.items() if k in (first, "residual", "memory")}
-    results = evaluate(call.kernel, inputs)
-    assert results["output"].shape == (0, *call.kernel(**call.inputs()).shape[1:])
-    for name, t in inputs.items():
-        assert results[name].shape == t.shape
-        assert not results[name].any()
+    results = evaluate(call.kernel, inputs, needs=call.needs)
+    output = results.pop("output")
+    assert output.shape == (0, *call.kernel(**call.inputs()).shape[1:])
+    for name, gradient in results.items():
+        assert gradient.shape == inputs[name].shape
+        assert not gradient.any()
 
 
 @every_operator
@@ -99,10 +107,16 @@ def test_every_input_in_any_layout(call: Call, dtype: torch.dtype, backend: str)
     inputs = call.inputs(dtype)
     other = {name: scattered(t) for name, t in inputs.items()}
     for changed in (other, *({name: t} for name, t in other.items())):
-        check(call.kernel, call.reference, inputs | changed, reduction=call.reduction)
+        check(
+            call.kernel,
+            call.reference,
+            inputs | changed,
+            reduction=call.reduction,
+            needs=call.needs,
+        )
 
 
-@every_operator
+@every_gradient
 def test_expanded_gradient(call: Call, backend: str) -> None:
     """One number for all, as a mean sends back: roundings add up in a line, not as a walk."""
     check(
@@ -114,7 +128,7 @@ def test_expanded_gradient(call: Call, backend: str) -> None:
     )
 
 
-@every_operator
+@every_gradient
 @pytest.mark.parametrize(
     "upstream",
     [
@@ -144,11 +158,11 @@ def test_bitwise_repeatable(call: Call, backend: str) -> None:
     results = []
     for threads in (1, 1) if INTERPRETED else (1, 1, 2, 2):  # it has no threads
         torch.set_num_threads(threads)
-        results.append(evaluate(call.kernel, inputs, upstream=lambda _: dy))
+        results.append(evaluate(call.kernel, inputs, upstream=lambda _: dy, needs=call.needs))
     assert all(map(same, results[::2], results[1::2]))
 
 
-@every_operator
+@every_gradient
 def test_backward_twice_and_shared_inputs(call: Call, backend: str) -> None:
     inputs = {name: t.requires_grad_() for name, t in call.inputs().items()}
     y = call.kernel(**inputs)
@@ -162,7 +176,7 @@ def test_backward_twice_and_shared_inputs(call: Call, backend: str) -> None:
         torch.testing.assert_close(c, 2 * a)
 
 
-@every_operator
+@every_gradient
 def test_writing_to_an_input_before_backward(call: Call, backend: str) -> None:
     """Either the gradients do not depend on the input any more, or autograd refuses."""
     inputs = {name: t.requires_grad_() for name, t in call.inputs().items()}
@@ -189,13 +203,12 @@ def test_autocast(call: Call, backend: str) -> None:
         return run
 
     dy = draw(*call.kernel(**inputs).shape)
-    got = evaluate(under_autocast(call.kernel), inputs, upstream=lambda _: dy)
-    assert all(got[name].dtype == torch.float32 for name in inputs)
+    options = {"upstream": lambda _: dy, "needs": call.needs}
+    got = evaluate(under_autocast(call.kernel), inputs, **options)
+    assert all(got[name].dtype == torch.float32 for name in got.keys() & inputs.keys())
 
-    plain = evaluate(under_autocast(call.reference), inputs, upstream=lambda _: dy)
-    exact = evaluate(
-        call.reference, {k: t.double() for k, t in inputs.items()}, upstream=lambda _: dy
-    )
+    plain = evaluate(under_autocast(call.reference), inputs, **options)
+    exact = evaluate(call.reference, {k: t.double() for k, t in inputs.items()}, **options)
     assert got["output"].dtype == plain["output"].dtype
     for name in exact:  # some are float32, computed from bfloat16: its floor is theirs
         rounded = [plain[name].bfloat16()]
@@ -215,9 +228,10 @@ def test_autocast_leaves_float64_alone(call: Call, backend: str) -> None:
 def test_fake_tensors(call: Call, backend: str) -> None:
     """Shape, dtype and layout without data, for the output and the gradients."""
     inputs = call.inputs()
-    real = evaluate(call.kernel, inputs)
+    real = evaluate(call.kernel, inputs, needs=call.needs)
     with FakeTensorMode() as mode:
-        fake = evaluate(call.kernel, {k: mode.from_tensor(t) for k, t in inputs.items()})
+        fakes = {k: mode.from_tensor(t) for k, t in inputs.items()}
+        fake = evaluate(call.kernel, fakes, needs=call.needs)
     for name in real:
         assert fake[name].shape == real[name].shape
         assert fake[name].dtype == real[name].dtype
@@ -231,8 +245,8 @@ def test_compiles_without_a_graph_break(call: Call) -> None:
     dy = draw(*call.kernel(**inputs).shape)
     torch.compiler.reset()
     compiled = torch.compile(call.kernel, fullgraph=True, backend="aot_eager")
-    got = evaluate(compiled, inputs, upstream=lambda _: dy)
-    want = evaluate(call.kernel, inputs, upstream=lambda _: dy)
+    got = evaluate(compiled, inputs, upstream=lambda _: dy, needs=call.needs)
+    want = evaluate(call.kernel, inputs, upstream=lambda _: dy, needs=call.needs)
     for name in want:
         torch.testing.assert_close(got[name], want[name])
 
@@ -258,8 +272,13 @@ def test_compiles_with_inductor() -> None:
             for call, tensors in zip(CALLS, inputs, strict=True)
         )
 
-    inputs = [{k: t.requires_grad_() for k, t in call.inputs().items()} for call in CALLS]
-    leaves = [t for tensors in inputs for t in tensors.values()]
+    inputs = [call.inputs() for call in CALLS]
+    leaves = [
+        t.requires_grad_()
+        for call, tensors in zip(CALLS, inputs, strict=True)
+        if call in DIFFERENTIABLE
+        for t in tensors.values()
+    ]
     torch.compiler.reset()
     compiled = torch.compile(everything, fullgraph=True)
     got, want = compiled(inputs), everything(inputs)
@@ -276,7 +295,7 @@ def test_calls_from_two_threads(call: Call) -> None:
 
     def work(job) -> dict[str, torch.Tensor]:
         inputs, dy = job
-        return evaluate(call.kernel, inputs, upstream=lambda _: dy)
+        return evaluate(call.kernel, inputs, upstream=lambda _: dy, needs=call.needs)
 
     with ThreadPoolExecutor(2) as pool:
         at_once = list(pool.map(work, jobs))
@@ -329,9 +348,7 @@ def test_sizes_of_one(call: Call, backend: str) -> None:
     """A single sample of a single position, so every stride is free."""
     inputs = call.inputs()
     first = next(iter(inputs))
-    keep = {"depthwise_conv3d": (1, 1, 1, 1), "patch_embed": (1, 1, 4, 4)}.get(
-        call.operator, (1, 1)
-    )
+    keep = (1, 1, 4, 4) if call.operator == "patch_embed" else (1,) * (inputs[first].dim() - 1)
     cut = tuple(slice(size) for size in keep)
     inputs |= {k: t[cut] for k, t in inputs.items() if k in (first, "residual", "memory")}
-    check(call.kernel, call.reference, inputs, reduction=call.reduction)
+    check(call.kernel, call.reference, inputs, reduction=call.reduction, needs=call.needs)

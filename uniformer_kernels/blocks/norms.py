@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -94,7 +96,7 @@ def norm_then(
         shift = near_mean(x)
         moments = ops.moments(x, shift=shift)
     if norm.group is not None:
-        moments, shift, total = synchronise(moments, shift, x.shape[:-1].numel(), norm.group)
+        moments, shift, total = synchronise(moments, shift, math.prod(x.shape[:-1]), norm.group)
         moments = moments * (count / total)  # as if there were so many: their mean is the same
     weight, bias, found = ops.fold_batch_norm(
         *layer, shift, moments, *norm_affine, count=count, eps=norm.eps

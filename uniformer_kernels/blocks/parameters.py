@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -108,7 +109,7 @@ class BatchNorm(NamedTuple):
         Raises:
             ValueError: one value per channel.
         """
-        count = x.shape[:-1].numel()
+        count = math.prod(x.shape[:-1])
         if self.group is not None:  # of all processes, as if each had as many
             return max(count, 1) * self.group.size()
         if count == 1:

@@ -103,9 +103,9 @@ def _convolution(x: Tensor, conv: Layer, stride: Sequence[int], padding: Sequenc
     if isinstance(conv, Called):
         return conv(x)
     if len(stride) == 2:
-        x = x.squeeze(1).movedim(-1, 1).contiguous(memory_format=torch.channels_last)
+        x = x.squeeze(1).contiguous().movedim(-1, 1)
         return F.conv2d(x, *conv, stride=stride, padding=padding).movedim(1, -1).unsqueeze(1)
     if onednn.serves(x) and not needs_grad(x, *conv):
         return onednn.convolution(x, *conv, stride, padding)
-    x = x.movedim(-1, 1).contiguous(memory_format=torch.channels_last_3d)
+    x = x.contiguous().movedim(-1, 1)
     return F.conv3d(x, *conv, stride=stride, padding=padding).movedim(1, -1)

@@ -6,6 +6,7 @@ from .depthwise_conv import depthwise_conv3d, depthwise_conv3d_with_moments
 from .feed_forward import feed_forward
 from .layer_norm import layer_norm
 from .linear import linear
+from .local_block import depthwise_feed_forward, depthwise_linear
 from .patch_embed import patch_embed
 from .query_attention import query_attention
 from .tokens import token_recover, token_shrink
@@ -14,6 +15,8 @@ from .window_attention import window_attention
 __all__ = [
     "depthwise_conv3d",
     "depthwise_conv3d_with_moments",
+    "depthwise_feed_forward",
+    "depthwise_linear",
     "feed_forward",
     "fold_batch_norm",
     "joint_attention",

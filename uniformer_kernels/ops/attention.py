@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import _extension, checks, reference, triton
 from ..backends import Implementation, Operator, always, needs_grad
 from ..kernels import kernels, register_fake
+from ..once import once_differentiable
 from ..reference.attention import heads, wide_softmax
 
 _NAME = "joint_attention"
@@ -22,6 +23,8 @@ _MAX_HEAD_DIM = 128  # of Triton's kernels
 
 class _JointAttention(torch.autograd.Function):
     """A backend's kernels, differentiable once; nothing of size ``N²`` is kept."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(qkv: Tensor, num_heads: int, scale: float, backend: str) -> tuple[Tensor, Tensor]:
@@ -35,7 +38,7 @@ class _JointAttention(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if dout is None:  # nothing depends on the result
             return (None,) * len(ctx.needs_input_grad)
@@ -47,6 +50,8 @@ class _JointAttention(torch.autograd.Function):
 
 class _JointAttentionWithScore(torch.autograd.Function):
     """The score's gradient goes straight into the one the kernel makes of ``qkv``."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -63,7 +68,7 @@ class _JointAttentionWithScore(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(
         ctx: Any, dout: Tensor | None, dscore: Tensor | None, _: None
     ) -> tuple[Tensor | None, ...]:

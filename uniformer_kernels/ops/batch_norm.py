@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import _extension, checks, reference, triton
 from ..backends import Implementation, Operator, always, needs_grad
 from ..kernels import kernels, register_fake
+from ..once import once_differentiable
 
 _NAME = "moments"
 _FOLD = "fold_batch_norm"
@@ -18,6 +19,8 @@ _FOLD = "fold_batch_norm"
 
 class _Moments(torch.autograd.Function):
     """A backend's kernels, differentiable once; the shift is taken as a constant."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, shift: Tensor | None, backend: str) -> Tensor:
@@ -29,7 +32,7 @@ class _Moments(torch.autograd.Function):
         ctx.save_for_backward(x, shift)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, dmoments: Tensor) -> tuple[Tensor | None, ...]:
         x, shift = ctx.saved_tensors
         dx = kernels(ctx.backend).moments_backward(None, x, shift, dmoments.contiguous())
@@ -38,6 +41,8 @@ class _Moments(torch.autograd.Function):
 
 class _FoldBatchNorm(torch.autograd.Function):
     """The Triton kernels, differentiable once; the mean is taken as a constant."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -66,7 +71,7 @@ class _FoldBatchNorm(torch.autograd.Function):
         ctx.save_for_backward(weight, mean, statistics, norm_weight, norm_bias)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(
         ctx: Any, dfolded: Tensor | None, dfolded_bias: Tensor | None, _: None
     ) -> tuple[Tensor | None, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import _extension, checks, reference, triton
 from ..backends import Implementation, Operator, always, needs_grad
 from ..kernels import kernels, register_fake
+from ..once import once_differentiable
 from .batch_norm import moments
 
 _NAME = "depthwise_conv3d"
@@ -20,6 +21,8 @@ _MAX_KERNEL = 7
 
 class _DepthwiseConv3d(torch.autograd.Function):
     """A backend's kernels, differentiable once."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -33,7 +36,7 @@ class _DepthwiseConv3d(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         want_input, want_weight, want_bias, *_ = ctx.needs_input_grad
@@ -51,6 +54,8 @@ class _DepthwiseConv3d(torch.autograd.Function):
 
 class _WithMoments(torch.autograd.Function):
     """The same, with the moments of what comes out; the shift is taken as a constant."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -70,7 +75,7 @@ class _WithMoments(torch.autograd.Function):
         ctx.save_for_backward(x, weight, shift, y)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor, dmoments: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, shift, y = ctx.saved_tensors
         want_input, want_weight, want_bias, *_ = ctx.needs_input_grad
@@ -266,19 +271,19 @@ def _statistics(x: Tensor) -> torch.dtype:
 
 
 def _checked(
-    name: str, x: Tensor, weight: Tensor, bias: Tensor | None
+    name: str, x: Tensor, weight: Tensor, bias: Tensor | None, prefix: str = ""
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The tensors in the dtype to compute in, once they fit."""
     checks.shape(name, "x", x, ["B", "T", "H", "W", "C"])
-    checks.shape(name, "weight", weight, [x.shape[4], 1, "kt", "kh", "kw"])
+    checks.shape(name, f"{prefix}weight", weight, [x.shape[4], 1, "kt", "kh", "kw"])
     if any(k % 2 == 0 or k > _MAX_KERNEL for k in weight.shape[2:]):
         raise ValueError(
-            f"{name}: weight: expected odd kernel sizes up to {_MAX_KERNEL}, "
+            f"{name}: {prefix}weight: expected odd kernel sizes up to {_MAX_KERNEL}, "
             f"got {list(weight.shape[2:])}"
         )
     if bias is not None:
-        checks.shape(name, "bias", bias, [x.shape[4]])
+        checks.shape(name, f"{prefix}bias", bias, [x.shape[4]])
     checks.floating(name, "x", x)
     x, weight, bias = checks.autocast(x, weight, bias)
-    checks.alike(name, ("x", x), weight=weight, bias=bias)
+    checks.alike(name, ("x", x), **{f"{prefix}weight": weight, f"{prefix}bias": bias})
     return x, weight, bias

@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import checks, onednn, reference
 from ..backends import Implementation, Operator, always, needs_grad
 from ..kernels import kernels, register_fake
+from ..once import once_differentiable
 from .linear import (
     _before_activation,
     _check_activation,
@@ -46,6 +47,8 @@ def _fused(backend: str, *args: Any) -> Tensor:
 class _FeedForward(torch.autograd.Function):
     """A backend's kernels; backward computes the hidden activations again. Keeps ``x`` only."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
         x: Tensor,
@@ -67,7 +70,7 @@ class _FeedForward(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         want_x, *want_parameters, _, want_residual, _ = ctx.needs_input_grad
         want_weights = any(want_parameters)
@@ -85,6 +88,8 @@ class _FeedForward(torch.autograd.Function):
 
 class _WideFeedForward(torch.autograd.Function):
     """Matrix products with fused neighbours; keeps what the activation was applied to."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -110,7 +115,7 @@ class _WideFeedForward(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if dy is None:  # nothing depends on the result
             return (None,) * len(ctx.needs_input_grad)
@@ -239,6 +244,7 @@ def feed_forward(
         checks.shape("feed_forward", "fc2_bias", fc2_bias, [fc2_weight.shape[0]])
     if residual is not None:
         checks.shape("feed_forward", "residual", residual, [*x.shape[:-1], fc2_weight.shape[0]])
+    residual = checks.apart(residual, x)
     x, fc1_weight, fc1_bias, fc2_weight, fc2_bias = checks.autocast(
         x, fc1_weight, fc1_bias, fc2_weight, fc2_bias
     )

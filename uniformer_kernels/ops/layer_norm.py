@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from .. import checks, reference, triton
 from ..backends import Implementation, Operator, always, needs_grad
 from ..kernels import kernels, register_fake
+from ..once import once_differentiable
 
 _NAME = "layer_norm"
 _MAX_CHANNELS = 4096
@@ -17,6 +19,8 @@ _MAX_CHANNELS = 4096
 
 class _LayerNorm(torch.autograd.Function):
     """Triton's kernels, differentiable once."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -33,7 +37,7 @@ class _LayerNorm(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if dy is None:  # nothing depends on the result
             return (None,) * len(ctx.needs_input_grad)
@@ -71,7 +75,7 @@ def _triton_declines(x: Tensor, *_: Any, **__: Any) -> str | None:
 def _fake(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    statistics = [x.new_empty(x.shape[:-1].numel(), dtype=torch.float32) for _ in range(2)]
+    statistics = [x.new_empty(math.prod(x.shape[:-1]), dtype=torch.float32) for _ in range(2)]
     return x.new_empty(x.shape), *statistics
 
 

@@ -11,33 +11,52 @@ from torch import Tensor
 from .. import checks, onednn, reference, triton
 from ..backends import Implementation, Operator, always, needs_grad
 from ..kernels import kernels, register_fake
+from ..once import once_differentiable
 
 _ACTIVATIONS = ("gelu", "quick_gelu")
 
 
-class _OneDNNLinear(torch.autograd.Function):
-    """``x weightᵀ + bias`` with the products of rows by oneDNN."""
+class _RowsLinear(torch.autograd.Function):
+    """``[residual +] x weightᵀ + bias`` with the products of rows by ``onednn``."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return onednn.product(onednn.rows(x), weight, bias).view(*x.shape[:-1], weight.shape[0])
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+        return _rows_linear(x, weight, bias, None, residual)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        x, weight, _ = inputs
+        x, weight, *_ = inputs
         ctx.save_for_backward(x, weight)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        want_x, want_weight, want_bias = ctx.needs_input_grad
-        dy = onednn.rows(dy)
+        want_x, want_weight, want_bias, want_residual = ctx.needs_input_grad
+        dresidual = dy if want_residual else None
+        dy = onednn.rows(dy).to(x.dtype)
         dx = onednn.product(dy, weight.t()).view(x.shape) if want_x else None
         if not want_weight:
-            return dx, None, dy.sum(0) if want_bias else None
-        dweight, dbias = onednn.weight_gradient(dy, onednn.rows(x))
-        return dx, dweight, dbias if want_bias else None
+            return dx, None, dy.sum(0) if want_bias else None, dresidual
+        gradients = onednn.weight_gradient(dy, onednn.rows(x))
+        dweight, dbias = (d.to(x.dtype) for d in gradients)
+        return dx, dweight, dbias if want_bias else None, dresidual
+
+
+def _rows_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    residual: Tensor | None,
+) -> Tensor:
+    """Without gradients."""
+    residual = None if residual is None else onednn.rows(residual)
+    y = onednn.product(onednn.rows(x), weight, bias, activation or "", residual)
+    # Not a view: autograd lets nobody write to those a Function returns.
+    return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], weight.shape[0]))
 
 
 def _cpu_linear(
@@ -50,20 +69,18 @@ def _cpu_linear(
 ) -> Tensor:
     if not onednn.serves(x, weight):
         return reference.linear(x, weight, bias, activation=activation, residual=residual)
-    if needs_grad(x, weight, bias, residual):
-        y = _OneDNNLinear.apply(x, weight, bias)
-        if activation == "gelu":
-            y = F.gelu(y)
-        elif activation == "quick_gelu":
-            y = F.silu(onednn.QUICK * y) * (1 / onednn.QUICK)
-        return y if residual is None else residual + y
-    y = onednn.product(onednn.rows(x), weight, bias, gelu=activation == "gelu")
-    if activation == "quick_gelu":
-        y = onednn.quick_gelu_(y)
-    y = y.view(*x.shape[:-1], weight.shape[0])
-    if residual is None:
-        return y
-    return y.add_(residual) if residual.dtype == y.dtype else residual + y
+    if not needs_grad(x, weight, bias, residual):
+        return _rows_linear(x, weight, bias, activation, residual)
+    if activation is None:
+        return _RowsLinear.apply(x, weight, bias, residual)
+    y = _RowsLinear.apply(x, weight, bias, None)
+    if activation == "gelu":
+        y = F.gelu(y)
+    elif y.dtype == torch.bfloat16:  # with one rounding less
+        y = y * torch.sigmoid(onednn.QUICK * y)
+    else:
+        y = F.silu(onednn.QUICK * y) * (1 / onednn.QUICK)
+    return y if residual is None else residual + y
 
 
 def _cpu_declines(x: Tensor, *_: Any, **__: Any) -> str | None:
@@ -72,6 +89,8 @@ def _cpu_declines(x: Tensor, *_: Any, **__: Any) -> str | None:
 
 class _TritonLinear(torch.autograd.Function):
     """``[residual +] activation(x weightᵀ + bias)``; keeps what the activation was applied to."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -88,7 +107,7 @@ class _TritonLinear(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if dy is None:  # nothing depends on the result
             return (None,) * len(ctx.needs_input_grad)
@@ -240,6 +259,7 @@ def linear(
     _check_activation("linear", activation, (*_ACTIVATIONS, None))
     if residual is not None:
         checks.shape("linear", "residual", residual, [*x.shape[:-1], weight.shape[0]])
+    residual = checks.apart(residual, x)
     x, weight, bias = checks.autocast(x, weight, bias)
     checks.alike("linear", ("x", x), weight=weight, bias=bias)
     checks.alongside("linear", ("x", x), residual=residual)

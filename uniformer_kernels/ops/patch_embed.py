@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from .. import checks, onednn, reference, triton
 from ..backends import Implementation, Operator, always, needs_grad
 from ..kernels import kernels, register_fake
+from ..once import once_differentiable
 from .linear import _before_activation, _cpu_declines, _cpu_linear
 
 _NAME = "patch_embed"
@@ -52,6 +54,8 @@ def _cpu_patch_embed(
 class _PatchEmbed(torch.autograd.Function):
     """Triton's kernels; keeps ``x`` and what is normalised."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
         x: Tensor,
@@ -76,7 +80,7 @@ class _PatchEmbed(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if dy is None:  # nothing depends on the result
             return (None,) * len(ctx.needs_input_grad)
@@ -195,7 +199,7 @@ def _fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     shape = (x.shape[0], *_counts(x, weight, stride, padding), weight.shape[0])
     saved = shape if save and norm_weight is not None else (0,)
-    statistics = (torch.Size(saved[:-1]).numel() if len(saved) > 1 else 0,)
+    statistics = (math.prod(saved[:-1]) if len(saved) > 1 else 0,)
     return (
         x.new_empty(shape),
         x.new_empty(saved),

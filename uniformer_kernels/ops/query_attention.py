@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import checks, reference, triton
 from ..backends import Implementation, Operator, always
 from ..kernels import kernels, register_fake
+from ..once import once_differentiable
 
 _NAME = "query_attention"
 _MAX_HEADS = 32  # whose rows one Triton program holds
@@ -28,6 +29,8 @@ class _NormalisedPooling(torch.autograd.Function):
     ``rows`` is ``[B, R, C]`` and ``tokens`` ``[B, N, C]``; float32, or float64, inside. After the
     pooled ``[B, R, C]`` comes what backward needs, nothing of the tokens' size.
     """
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(rows: Tensor, tokens: Tensor, eps: float, backend: str) -> tuple[Tensor, ...]:
@@ -41,7 +44,7 @@ class _NormalisedPooling(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, dpooled: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if dpooled is None:  # nothing depends on the result
             return (None,) * len(ctx.needs_input_grad)

@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import _extension, checks, reference, triton
 from ..backends import Implementation, Operator, always, needs_grad
 from ..kernels import kernels, register_fake
+from ..once import once_differentiable
 
 _SHRINK, _RECOVER = "token_shrink", "token_recover"
 _MAX_TOKENS = 8192  # of a sample, which one Triton program ranks
@@ -18,6 +19,8 @@ _MAX_TOKENS = 8192  # of a sample, which one Triton program ranks
 
 class _TokenShrink(torch.autograd.Function):
     """A backend's kernels, differentiable once."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -34,7 +37,7 @@ class _TokenShrink(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, dtokens: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if dtokens is None:  # nothing depends on the result
             return (None,) * len(ctx.needs_input_grad)
@@ -47,6 +50,8 @@ class _TokenShrink(torch.autograd.Function):
 class _TokenRecover(torch.autograd.Function):
     """A backend's kernels, differentiable once."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor, index: Tensor, kept: Tensor, delta: Tensor, backend: str) -> Tensor:
         return kernels(backend).token_recover(x, index, kept, delta)
@@ -57,7 +62,7 @@ class _TokenRecover(torch.autograd.Function):
         ctx.save_for_backward(inputs[1])
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         dx, dkept, ddelta = kernels(ctx.backend).token_recover_backward(
             _adjacent(dy), *ctx.saved_tensors

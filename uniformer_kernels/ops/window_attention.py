@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import _extension, checks, reference, triton
 from ..backends import Implementation, Operator, always, needs_grad
 from ..kernels import kernels, register_fake
+from ..once import once_differentiable
 from .attention import adjacent, head_dim_declines, scale_of
 
 _NAME = "window_attention"
@@ -18,6 +19,8 @@ _NAME = "window_attention"
 
 class _WindowAttention(torch.autograd.Function):
     """A backend's kernels, differentiable once; they read every window where it lies."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -39,7 +42,7 @@ class _WindowAttention(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if dout is None:  # nothing depends on the result
             return (None,) * len(ctx.needs_input_grad)

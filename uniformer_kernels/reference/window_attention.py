@@ -37,4 +37,4 @@ def from_windows(y: Tensor, grid: Sequence[int], size: int) -> Tensor:
     B, T, H, W = grid
     down, across = -(-H // size), -(-W // size)
     y = y.reshape(B * T, down, across, size, size, y.shape[-1]).transpose(2, 3)
-    return y.reshape(B, T, down * size, across * size, -1)[:, :, :H, :W].contiguous()
+    return y.reshape(B, T, down * size, across * size, y.shape[-1])[:, :, :H, :W].contiguous()

@@ -1,0 +1,191 @@
+// Linear layers by products of bfloat16 on the CPU: what the kernels need around them.
+
+#include "linear.h"
+
+#include <algorithm>
+
+#include "host.h"
+#include "operators.h"
+
+namespace uk {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int64_t kPacked = 1 << 20;  // bytes of rows that stay in L2 while weights pass by
+constexpr int64_t kMostRows = 256, kRowStep = 32;
+constexpr int64_t kPart = 1 << 14;  // numbers worth a task of their own
+
+template <class X, class Y>
+const LinearKernels<X, Y>& kernels() {
+#ifdef UK_X86
+  switch (instruction_set()) {
+    case InstructionSet::amx: return amx::linear_kernels<X, Y>();
+    case InstructionSet::avx512_bf16: return avx512_bf16::linear_kernels<X, Y>();
+    case InstructionSet::avx512: return avx512::linear_kernels<X, Y>();
+    case InstructionSet::avx2: return avx2::linear_kernels<X, Y>();
+    case InstructionSet::portable: break;
+  }
+#endif
+  return portable::linear_kernels<X, Y>();
+}
+
+// Products of float32 pay with AMX only.
+template <>
+const LinearKernels<float, float>& kernels() {
+#ifdef UK_X86
+  if (multiplies_float32()) return amx::linear_kernels<float, float>();
+#endif
+  throw std::runtime_error("uniformer_kernels: expected bfloat16, or a processor with AMX");
+}
+
+bool is_matrix(const Tensor& t, ScalarType type) {
+  return t.dim() == 2 && t.scalar_type() == type;
+}
+
+bool has_rows(const Tensor& t) { return t.stride(1) == 1 || t.size(1) <= 1; }
+
+template <class X>
+constexpr ScalarType kType = sizeof(X) == 2 ? ScalarType::BFloat16 : ScalarType::Float;
+
+// A packed layer and the memory it lies in.
+struct Layer : PackedLayer {
+  template <class X, class Y>
+  Layer(const LinearKernels<X, Y>& kernel, const Tensor& weight,
+        const std::optional<Tensor>& bias) {
+    outputs = weight.size(0), inputs = weight.size(1);
+    const int64_t row = outputs > 1 ? weight.stride(0) : 1;
+    const int64_t column = inputs > 1 ? weight.stride(1) : 1;
+    check(is_matrix(weight, kType<X>) && (row == 1 || column == 1),
+          "weight [C_out, C_in] of x's dtype, adjacent along one axis");
+    check(!bias || (bias->dim() == 1 && bias->size(0) == outputs && bias->is_contiguous() &&
+                    bias->scalar_type() == kType<X>),
+          "bias [C_out] of x's dtype, contiguous");
+    const int64_t panels = divide_up(outputs, kernel.panel);
+    const int64_t size = divide_up(inputs, kernel.depth) * kernel.depth * kernel.panel;
+    const int64_t bytes = size * kernel.bytes;
+    weight_ = torch::stable::new_empty(weight, {panels * bytes}, ScalarType::Byte);
+    bias_ = torch::stable::new_zeros(weight, {panels * kernel.panel}, ScalarType::Float);
+    const X* in = static_cast<const X*>(weight.const_data_ptr());
+    char* out = static_cast<char*>(weight_.mutable_data_ptr());
+    torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        kernel.pack(in, row, column, inputs, outputs, i, out + i * bytes);
+    });
+    float* numbers = static_cast<float*>(bias_.mutable_data_ptr());
+    if (bias)
+      for (int64_t o = 0; o < outputs; ++o)
+        numbers[o] = static_cast<const typename host<X>::type*>(bias->const_data_ptr())[o];
+    this->weight = out, this->bias = numbers;
+  }
+
+ private:
+  Tensor weight_, bias_;
+};
+
+// Any split gives the same result, so it may follow the number of threads.
+int64_t set_tasks(LinearShape& s, int64_t most) {
+  most = std::clamp<int64_t>(most / kRowStep * kRowStep, kRowStep, kMostRows);
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t tasks = divide_up(divide_up(s.rows, most), threads) * threads;
+  s.block = divide_up(divide_up(s.rows, tasks), kRowStep) * kRowStep;
+  return divide_up(s.rows, s.block);
+}
+
+// y, and a task for every block of its rows, of which `widest` numbers each are packed:
+// run(x, residual, y, task).
+template <class X, class Y, class Run>
+Tensor compute(const LinearKernels<X, Y>& kernel, LinearShape& s, const Tensor& x, int64_t outputs,
+               const std::optional<Tensor>& residual, int64_t widest, Run run) {
+  check(is_matrix(x, kType<X>) && has_rows(x), "x [N, C] with adjacent channels");
+  check(!residual || (is_matrix(*residual, kType<Y>) && residual->size(0) == x.size(0) &&
+                      residual->size(1) == outputs && has_rows(*residual)),
+        "residual [N, C_out] of x's dtype or float32, with adjacent channels");
+  s.rows = x.size(0), s.x_stride = x.stride(0);
+  s.residual_stride = residual ? residual->stride(0) : 0;
+  Tensor y = torch::stable::new_empty(x, {s.rows, outputs}, kType<Y>);
+  if (y.numel() == 0) return y;
+  const int64_t tasks = set_tasks(s, kPacked / (kernel.bytes * std::max<int64_t>(widest, 1)));
+  const X* in = static_cast<const X*>(x.const_data_ptr());
+  const Y* add = residual ? static_cast<const Y*>(residual->const_data_ptr()) : nullptr;
+  Y* out = static_cast<Y*>(y.mutable_data_ptr());
+  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) run(in, add, out, task);
+  });
+  return y;
+}
+
+// Calls run(kernels) with those for x and for the result, which has the residual's dtype.
+template <class Run>
+Tensor with_kernels(const Tensor& x, const std::optional<Tensor>& residual, Run run) {
+  if (x.scalar_type() == ScalarType::Float) return run(kernels<float, float>());
+  check(x.scalar_type() == ScalarType::BFloat16, "x of bfloat16 or float32");
+  return residual && residual->scalar_type() == ScalarType::Float ? run(kernels<bf16, float>())
+                                                                  : run(kernels<bf16, bf16>());
+}
+
+}  // namespace
+
+bool multiplies_float32() {
+#ifdef UK_X86
+  return instruction_set() == InstructionSet::amx;
+#else
+  return false;
+#endif
+}
+
+Tensor bfloat16_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                       const std::string& activation, const std::optional<Tensor>& residual) {
+  check(weight.dim() == 2 && x.dim() == 2 && x.size(1) == weight.size(1), "weight [C_out, C]");
+  LinearShape s = {};
+  s.activation = activation == "gelu"         ? Activation::gelu
+                 : activation == "quick_gelu" ? Activation::quick_gelu
+                                              : Activation::none;
+  return with_kernels(x, residual, [&](const auto& kernel) {
+    const Layer layer(kernel, weight, bias);
+    return compute(kernel, s, x, layer.outputs, residual, layer.inputs, [&](auto... of_task) {
+      kernel.linear(s, layer, of_task...);
+    });
+  });
+}
+
+Tensor bfloat16_feed_forward(const Tensor& x, const Tensor& fc1_weight,
+                             const std::optional<Tensor>& fc1_bias, const Tensor& fc2_weight,
+                             const std::optional<Tensor>& fc2_bias, const std::string& activation,
+                             const std::optional<Tensor>& residual) {
+  check(fc1_weight.dim() == 2 && fc2_weight.dim() == 2 && x.dim() == 2 &&
+            x.size(1) == fc1_weight.size(1) && fc1_weight.size(0) == fc2_weight.size(1),
+        "fc1_weight [hidden, C] and fc2_weight [C_out, hidden]");
+  LinearShape s = {};
+  s.activation = activation == "gelu" ? Activation::gelu : Activation::quick_gelu;
+  return with_kernels(x, residual, [&](const auto& kernel) {
+    const Layer first(kernel, fc1_weight, fc1_bias), second(kernel, fc2_weight, fc2_bias);
+    return compute(kernel, s, x, second.outputs, residual, first.outputs, [&](auto... of_task) {
+      kernel.feed_forward(s, first, second, of_task...);
+    });
+  });
+}
+
+void activation_backward_(Tensor& z, Tensor& dhidden, bool quick) {
+  const ScalarType type = z.scalar_type();
+  check(z.is_contiguous() && dhidden.is_contiguous() && z.numel() == dhidden.numel() &&
+            type == dhidden.scalar_type() &&
+            (type == ScalarType::Float || type == ScalarType::BFloat16),
+        "z and dhidden of one size, contiguous, of float32 or bfloat16");
+  const auto run = [&](auto* value, auto* gradient, const auto& part) {
+    torch::stable::parallel_for(0, divide_up(z.numel(), kPart), 1, [&](int64_t begin, int64_t end) {
+      const int64_t first = begin * kPart;
+      part(quick, value + first, gradient + first, std::min(end * kPart, z.numel()) - first);
+    });
+  };
+  void *value = z.mutable_data_ptr(), *gradient = dhidden.mutable_data_ptr();
+  if (type == ScalarType::Float)
+    run(static_cast<float*>(value), static_cast<float*>(gradient),
+        kernels<bf16, float>().activation_backward);
+  else
+    run(static_cast<bf16*>(value), static_cast<bf16*>(gradient),
+        kernels<bf16, bf16>().activation_backward);
+}
+
+}  // namespace uk

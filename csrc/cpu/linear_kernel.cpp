@@ -1,0 +1,401 @@
+// Linear layers of bfloat16, with AMX also of float32, and two of them with an activation between:
+// what lies between the products stays in the caches.
+
+#include "linear.h"
+#include "activation.h"
+#include "operand.h"
+#if defined(__AMX_BF16__)
+#include "split.h"
+#endif
+
+#include <type_traits>
+
+namespace uk::UK_ISA {
+namespace {
+
+using N = operand<bf16>::type;
+
+constexpr int64_t L = lanes_of<float>;
+constexpr bool kTiles = kDepth<N> > kWord<N>;
+constexpr int64_t kPanel = kTiles ? 2 * L : 4 * L;   // outputs multiplied at a time
+constexpr int64_t kRows = kTiles ? 32 : 24;          // and rows
+constexpr int64_t kWhole = 16 * kWord<N>;            // inputs are a multiple of this
+static_assert(kWhole % kDepth<N> == 0 && kPanel % kWhole == 0);
+
+int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
+
+// Numbers from one row to the next: rows 4096 bytes apart share a few sets of the caches.
+int64_t apart(int64_t width) {
+  return width * sizeof(N) % 2048 == 0 ? width + 64 / sizeof(N) : width;
+}
+
+template <class T>
+UK_INLINE void copy_row(const bf16* in, int64_t count, T* out, int64_t width) {
+  if constexpr (sizeof(T) == sizeof(bf16)) {
+    __builtin_memcpy(out, in, count * sizeof(bf16));
+    __builtin_memset(out + count, 0, (width - count) * sizeof(bf16));
+  } else {
+    pack_row(in, count, out, width);
+  }
+}
+
+void pack(const bf16* weight, int64_t output_stride, int64_t input_stride, int64_t inputs,
+          int64_t outputs, int64_t index, void* panel) {
+  const int64_t whole = round_up(inputs, kWhole), first = index * kPanel;
+  const int64_t count = min(kPanel, outputs - first);
+  N* rows = scratch<N>(kPanel * (whole + 64));
+  if (input_stride == 1) {
+    const int64_t ld = apart(whole);
+    for (int64_t o = 0; o < count; ++o)
+      copy_row(weight + (first + o) * output_stride, inputs, rows + o * ld, whole);
+    for (int64_t o = count; o < kPanel; ++o) __builtin_memset(rows + o * ld, 0, whole * sizeof(N));
+    transpose(rows, ld / kWord<N>, kPanel, whole / kWord<N>, panel, kPanel);
+    return;
+  }
+#if defined(__AVX512BF16__)
+  if (count == kPanel && inputs % kWhole == 0) {  // as they lie
+    bf16* out = (bf16*)panel;
+    for (int64_t i = 0; i < inputs; i += 2)
+      for (int64_t c = 0; c < kPanel; c += L, out += 2 * L) {
+        const bf16* row = weight + i * input_stride + first + c;
+        const words low = __builtin_convertvector(load_bits<half_words>(row), words);
+        const words high =
+            __builtin_convertvector(load_bits<half_words>(row + input_stride), words);
+        const words both = low | high << 16;
+        __builtin_memcpy(out, &both, sizeof(both));
+      }
+    return;
+  }
+#endif
+  N* out = kWord<N> == 1 ? (N*)panel : rows;
+  for (int64_t i = 0; i < inputs; ++i)
+    copy_row(weight + i * input_stride + first, count, out + i * kPanel, kPanel);
+  __builtin_memset(out + inputs * kPanel, 0, (whole - inputs) * kPanel * sizeof(N));
+#if defined(__AVX512BF16__)
+  pair_rows(rows, whole, kPanel, (N*)panel);
+#endif
+}
+
+#if defined(__AMX_BF16__)
+void pack(const float* weight, int64_t output_stride, int64_t input_stride, int64_t inputs,
+          int64_t outputs, int64_t index, void* panel) {
+  const int64_t first = index * kPanel;
+  pack_split(weight + first * output_stride, output_stride, input_stride, inputs,
+             min(kPanel, outputs - first), (bf16*)panel);
+}
+#endif
+
+// Rows of numbers side by side.
+template <class T>
+struct Rows {
+  T* data;
+  int64_t stride;
+
+  T* at(int64_t row, int64_t column) const { return data + row * stride + column; }
+};
+
+// What numbers of type X are multiplied as, on the left, and in how many parts.
+template <class X>
+struct left_of {
+  using type = Rows<N>;
+};
+template <class Left>
+constexpr int64_t kParts = 1;
+#if defined(__AMX_BF16__)
+template <>
+struct left_of<float> {
+  using type = SplitRows;
+};
+template <>
+constexpr int64_t kParts<SplitRows> = kSplit;
+#endif
+
+// Where such rows go.
+template <class Left>
+Left place(N* data, int64_t width) {
+  return {data, kParts<Left> == 1 ? apart(width) : kParts<Left> * width};
+}
+
+// Calls visit(row, output, sums [rows, kPanel], rows, outputs) for all of x times the weight, by
+// tiles or by a few rows of one.  `sums` has room for kRows of them.
+#if defined(__AMX_BF16__)
+template <int ROWS, class Meanwhile>
+UK_INLINE void multiply_block(const Rows<N>& x, int64_t row, int64_t column, const N* right,
+                              int64_t n, float* out, bool accumulate, Meanwhile meanwhile) {
+  multiply_tiles<ROWS, 2>(x.at(row, column), x.stride, right, kPanel * kWord<N>, n, out, kPanel,
+                          accumulate, meanwhile);
+}
+
+template <int ROWS, class Meanwhile>
+UK_INLINE void multiply_block(const SplitRows& x, int64_t row, int64_t column, const N* right,
+                              int64_t n, float* out, bool accumulate, Meanwhile meanwhile) {
+  multiply_split<ROWS>(x, row, column, right, n, out, accumulate, meanwhile);
+}
+
+UK_INLINE void repair(const Rows<N>&, int64_t, const N*, int64_t, float*) {}
+
+// What is left to visit of the last tile, and how many of its rows at every step of the next one.
+template <class Left, class Visit>
+struct Pending {
+  const Left& x;
+  const Visit& visit;
+  int64_t inputs;
+  const N* right = nullptr;
+  float* sums = nullptr;
+  int64_t row = 0, output = 0, rows = 0, outputs = 0, each = 0;
+  const N* ahead = nullptr;  // what to fetch
+
+  [[gnu::always_inline]] void advance(int64_t count) {
+    for (int64_t r = 0; r < count; ++r) repair(x, row + r, right, inputs, sums + r * kPanel);
+    visit(row, output, sums, count, outputs);
+    row += count, rows -= count, sums += count * kPanel;
+  }
+};
+
+template <class P>
+struct Meanwhile {
+  P* pending;
+
+  [[gnu::always_inline]] void at(int64_t i) const {
+#pragma GCC unroll 32
+    for (int line = 0; line < 32; ++line)
+      __builtin_prefetch(pending->ahead + i * kPanel + 32 * line);
+    if (pending->rows > 0) pending->advance(min(pending->each, pending->rows));
+  }
+};
+
+// A tile's rows stay in L1 while the panels of a group, which stay in L2, pass by.
+template <class Left, class Visit>
+UK_INLINE void multiply(const Left& x, int64_t rows, const PackedLayer& layer, float* sums,
+                        const Visit& visit) {
+  constexpr int64_t kMost = 512 / kParts<Left>, kGroup = (1 << 18) / kParts<Left>;
+  const int64_t whole = round_up(layer.inputs, kWhole), all = whole * kParts<Left>;
+  const int64_t chunk = round_up(whole / max((whole + kMost - 1) / kMost, 1), kWhole);
+  const int64_t group = max(kGroup / (whole * kPanel), 1) * kPanel;
+  const N* weight = static_cast<const N*>(layer.weight);
+  Pending<Left, Visit> pending{x, visit, whole};
+  const Meanwhile<Pending<Left, Visit>> meanwhile{&pending};
+  remember(x.data);
+  for (int64_t first = 0; first < layer.outputs; first += group)
+    for (int64_t r = 0; r < rows; r += kRows)
+      for (int64_t k = 0; k < whole; k += chunk) {
+        const int64_t count = min(kRows, rows - r), n = min(chunk, whole - k);
+        const int64_t steps = n * kParts<Left> / kDepth<N>;
+        for (int64_t o = first; o < min(first + group, layer.outputs); o += kPanel) {
+          const N* right = weight + (o * all + k * kParts<Left> * kPanel);
+          float* out = sums + (o - first) * kRows;
+          pending.ahead = right + 2 * kDepth<N> * kPanel;
+          pending.each = (pending.rows + steps - 1) / steps;
+          if (count > kRows / 2)
+            multiply_block<2>(x, r, k, right, n, out, k > 0, meanwhile);
+          else
+            multiply_block<1>(x, r, k, right, n, out, k > 0, meanwhile);
+          if (k + n == whole) {
+            pending.sums = out, pending.right = weight + o * all;
+            pending.row = r, pending.output = o;
+            pending.rows = count, pending.outputs = min(kPanel, layer.outputs - o);
+          }
+        }
+      }
+  if (pending.rows > 0) pending.advance(pending.rows);
+}
+#else
+template <class Visit>
+UK_INLINE void multiply(const Rows<N>& x, int64_t rows, const PackedLayer& layer, float* sums,
+                        const Visit& visit) {
+  const int64_t whole = round_up(layer.inputs, kWhole);
+  const N* panel = static_cast<const N*>(layer.weight);
+  for (int64_t o = 0; o < layer.outputs; o += kPanel, panel += whole * kPanel)
+    for (int64_t r = 0; r < rows; r += kRows) {
+      const int64_t count = min(kRows, rows - r);
+      product(count, kPanel, x.at(r, 0), x.stride, kWord<N>, panel,
+              kPanel * kWord<N>, whole, sums, kPanel, false);
+      visit(r, o, sums, count, min(kPanel, layer.outputs - o));
+    }
+}
+#endif
+
+// A task's rows of x where they can be multiplied: as they lie, or in `copy`.
+UK_INLINE Rows<N> left(const bf16* x, int64_t stride, int64_t rows, int64_t inputs,
+                       const Rows<N>& copy) {
+  const int64_t whole = round_up(inputs, kWhole);
+  if constexpr (kWord<N> == 2)
+    if (inputs == whole && rows % 16 == 0 && stride * sizeof(bf16) % 2048 != 0)
+      return {(N*)x, stride};
+  for (int64_t r = 0; r < rows; ++r) copy_row(x + r * stride, inputs, copy.at(r, 0), whole);
+  return copy;
+}
+
+#if defined(__AMX_BF16__)
+UK_INLINE SplitRows left(const float* x, int64_t stride, int64_t rows, int64_t inputs,
+                         const SplitRows& copy) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t k = 0; k < inputs; k += kWhole)
+      split_some(x + r * stride + k, inputs - k, copy.at(r, k), kTileSize);
+  return copy;
+}
+#endif
+
+struct None {
+  [[gnu::always_inline]] static vec<float> value(vec<float> x) { return x; }
+};
+
+// A whole panel's numbers, side by side.
+template <class Y>
+UK_INLINE void store_panel(Y* y, const vec<float> (&v)[kPanel / L]) {
+#pragma GCC unroll 4
+  for (int64_t i = 0; i < kPanel / L; ++i) store(y + i * L, v[i]);
+}
+#if defined(__AVX512BF16__)
+UK_INLINE void store_panel(bf16* y, const vec<float> (&v)[kPanel / L]) {
+#pragma GCC unroll 2
+  for (int64_t i = 0; i < kPanel / L; i += 2) {
+    const __m512bh both = _mm512_cvtne2ps_pbh((__m512)v[i + 1], (__m512)v[i]);
+    __builtin_memcpy(y + i * L, &both, sizeof(both));
+  }
+}
+#endif
+
+// What becomes of a tile: rows of `out` = [residual +] activation(sums + bias).
+template <class A, class Out, class Y>
+struct Finish {
+  const A& activation;
+  const float* bias;
+  Rows<const Y> residual;
+  Out out;
+
+  [[gnu::always_inline]] void operator()(int64_t row, int64_t output, const float* sums,
+                                         int64_t rows, int64_t outputs) const {
+    if (outputs == kPanel)
+      residual.data ? whole<true>(row, output, sums, rows) : whole<false>(row, output, sums, rows);
+    else if constexpr (std::is_same_v<Out, Rows<Y>>)
+      part(row, output, sums, rows, outputs);
+  }
+
+ private:
+  template <bool RESIDUAL>
+  [[gnu::always_inline]] void whole(int64_t row, int64_t output, const float* sums,
+                                    int64_t rows) const {
+    vec<float> start[kPanel / L];
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < kPanel / L; ++i) start[i] = load(bias + output + i * L);
+    for (int64_t r = row; r < row + rows; ++r, sums += kPanel) {
+      vec<float> v[kPanel / L];
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < kPanel / L; ++i) {
+        v[i] = activation.value(load(sums + i * L) + start[i]);
+        if constexpr (RESIDUAL) v[i] += load(residual.at(r, output) + i * L);
+      }
+      if constexpr (kParts<Out> == 1)
+        store_panel(out.at(r, output), v);
+      else
+        out.store(r, output, v);
+    }
+  }
+
+  [[gnu::always_inline]] void part(int64_t row, int64_t output, const float* sums, int64_t rows,
+                                   int64_t outputs) const {
+    for (int64_t r = row; r < row + rows; ++r, sums += kPanel)
+      for (int64_t o = 0; o < outputs; o += L) {
+        const int64_t count = min(L, outputs - o);
+        vec<float> v = activation.value(load(sums + o) + load(bias + output + o));
+        if (residual.data) v += load_some<float>(residual.at(r, output + o), count, 1);
+        store_some<float>(out.at(r, output + o), v, count);
+      }
+  }
+};
+
+// A task's rows of a matrix, if there is one.
+template <class T>
+Rows<T> rows_of(T* data, int64_t stride, int64_t first) {
+  return {data ? data + first * stride : nullptr, stride};
+}
+
+template <class A, class X, class Y>
+void linear_as(const A& activation, const LinearShape& s, const PackedLayer& layer, const X* x,
+               const Y* residual, Y* y, int64_t task) {
+  using Left = typename left_of<X>::type;
+  const int64_t first = task * s.block, rows = min(s.block, s.rows - first);
+  const int64_t across = kRows * round_up(layer.outputs, kPanel);
+  Left copy = place<Left>(nullptr, round_up(layer.inputs, kWhole));
+  float* sums = scratch<float>(across + round_up(rows, kRows) * copy.stride);
+  copy.data = (N*)(sums + across);
+  const Left input = left(x + first * s.x_stride, s.x_stride, rows, layer.inputs, copy);
+  const Finish<A, Rows<Y>, Y> out{activation, layer.bias,
+                                  rows_of(residual, s.residual_stride, first),
+                                  rows_of(y, layer.outputs, first)};
+  multiply(input, rows, layer, sums, out);
+}
+
+template <class X, class Y>
+void linear(const LinearShape& s, const PackedLayer& layer, const X* x, const Y* residual, Y* y,
+            int64_t task) {
+  const TileRegisters registers;
+  if (s.activation == Activation::none)
+    return linear_as(None(), s, layer, x, residual, y, task);
+  with_activation<X>(s.activation == Activation::quick_gelu, [&](const auto& activation) {
+    linear_as(activation, s, layer, x, residual, y, task);
+  });
+}
+
+template <class X, class Y>
+void feed_forward(const LinearShape& s, const PackedLayer& fc1, const PackedLayer& fc2,
+                  const X* x, const Y* residual, Y* y, int64_t task) {
+  using Left = typename left_of<X>::type;
+  const TileRegisters registers;
+  const int64_t first = task * s.block, rows = min(s.block, s.rows - first);
+  const int64_t tall = round_up(rows, kRows);
+  const int64_t across = kRows * round_up(max(fc1.outputs, fc2.outputs), kPanel);
+  Left hidden = place<Left>(nullptr, round_up(fc1.outputs, kPanel));
+  Left copy = place<Left>(nullptr, round_up(fc1.inputs, kWhole));
+  float* sums = scratch<float>(across + tall * (hidden.stride + copy.stride));
+  hidden.data = (N*)(sums + across), copy.data = hidden.data + tall * hidden.stride;
+  const Left input = left(x + first * s.x_stride, s.x_stride, rows, fc1.inputs, copy);
+  PackedLayer whole = fc1;  // also writes the zeros behind the hidden activations
+  whole.outputs = round_up(fc1.outputs, kPanel);
+  with_activation<X>(s.activation == Activation::quick_gelu, [&](const auto& activation) {
+    const Finish<std::decay_t<decltype(activation)>, Left, N> out{activation, fc1.bias, {}, hidden};
+    multiply(input, rows, whole, sums, out);
+  });
+  const None none;
+  const Finish<None, Rows<Y>, Y> out{none, fc2.bias,
+                                     rows_of(residual, s.residual_stride, first),
+                                     rows_of(y, fc2.outputs, first)};
+  multiply(hidden, rows, fc2, sums, out);
+}
+
+template <class S>
+void activation_backward(bool quick, S* z, S* dhidden, int64_t count) {
+  with_activation<S>(quick, [&](const auto& activation) {
+    int64_t i = 0;
+    for (; i + L <= count; i += L) {
+      const Curve curve = activation.both(load(z + i));
+      store(dhidden + i, load(dhidden + i) * curve.slope);
+      store(z + i, curve.value);
+    }
+    if (i == count) return;
+    const Curve curve = activation.both(load_some<float>(z + i, count - i, 1));
+    const vec<float> gradient = load_some<float>(dhidden + i, count - i, 1);
+    store_some<float>(dhidden + i, gradient * curve.slope, count - i);
+    store_some<float>(z + i, curve.value, count - i);
+  });
+}
+
+}  // namespace
+
+template <class X, class Y>
+const LinearKernels<X, Y>& linear_kernels() {
+  static constexpr LinearKernels<X, Y> kernels = {kPanel,       kWhole,
+                                                  sizeof(N) * kParts<typename left_of<X>::type>,
+                                                  pack,         linear,
+                                                  feed_forward, activation_backward};
+  return kernels;
+}
+
+template const LinearKernels<bf16, bf16>& linear_kernels();
+template const LinearKernels<bf16, float>& linear_kernels();
+#if defined(__AMX_BF16__)
+template const LinearKernels<float, float>& linear_kernels();
+#endif
+
+}  // namespace uk::UK_ISA

@@ -1,0 +1,107 @@
+"""Linear layers by products of bfloat16, with their neighbours; all are matrices.
+
+The compiled kernels pack the weight for the processor's own products, AMX's where it has them, and
+keep what lies between two layers in its caches. With AMX they also serve float32, at its full
+precision: every number is the sum of three of bfloat16.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from .kernels import kernels, register_fake
+
+
+def multiplies(dtype: torch.dtype) -> bool:
+    """Whether layers of this dtype go through here."""
+    return dtype == torch.bfloat16 or (dtype == torch.float32 and _multiplies_float32())
+
+
+@functools.cache
+def _multiplies_float32() -> bool:
+    return kernels("cpu").multiplies_float32()
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str = "",
+    residual: Tensor | None = None,
+) -> Tensor:
+    """``[residual +] activation(x weightᵀ + bias)``, in the wider dtype of ``x`` and residual."""
+    fused, rest = _fusable(x, residual)
+    y = kernels("cpu").bfloat16_linear(
+        _rows(x), _packable(weight), _vector(bias), activation, fused
+    )
+    return y if rest is None else rest + y
+
+
+def feed_forward(
+    x: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    activation: str,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """``[residual +] fc2(activation(fc1(x)))``, in the wider dtype of ``x`` and residual."""
+    fused, rest = _fusable(x, residual)
+    y = kernels("cpu").bfloat16_feed_forward(
+        _rows(x),
+        _packable(fc1_weight),
+        _vector(fc1_bias),
+        _packable(fc2_weight),
+        _vector(fc2_bias),
+        activation,
+        fused,
+    )
+    return y if rest is None else rest + y
+
+
+def _fusable(x: Tensor, residual: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """What the kernel adds, and what remains to be."""
+    if residual is None or residual.dtype in (x.dtype, torch.float32):
+        return None if residual is None else _rows(residual), None
+    return None, residual
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+def _packable(weight: Tensor) -> Tensor:
+    return weight if 1 in weight.stride() else weight.contiguous()
+
+
+def _vector(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.contiguous()
+
+
+@register_fake("bfloat16_linear")
+def _fake_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None
+) -> Tensor:
+    return _fake(x, weight, residual)
+
+
+@register_fake("bfloat16_feed_forward")
+def _fake_feed_forward(
+    x: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    activation: str,
+    residual: Tensor | None,
+) -> Tensor:
+    return _fake(x, fc2_weight, residual)
+
+
+def _fake(x: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:
+    dtype = x.dtype if residual is None else residual.dtype
+    return x.new_empty((x.shape[0], weight.shape[0]), dtype=dtype)
