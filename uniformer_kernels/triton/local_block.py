@@ -398,7 +398,10 @@ def _tile(x: Tensor) -> dict[str, int]:
     if INTERPRETED:  # which takes its time per operation, not per lane
         return {"ROWS": 2, "COLUMNS": 2, "SLOTS": 256, "BLOCK_K": channels, "num_warps": 4}
     if x.element_size() == 4:  # products without tensor cores keep their operands in registers
-        return {"ROWS": 2, "COLUMNS": 4, "SLOTS": 4, "BLOCK_K": min(channels, 64), "num_warps": 8}
+        # Masked channels take registers, too: with 64 of them a few would be spilled.
+        masked = channels == 64 and x.shape[4] < 64
+        block = 32 if masked else min(channels, 64)
+        return {"ROWS": 2, "COLUMNS": 4, "SLOTS": 4, "BLOCK_K": block, "num_warps": 8}
     columns = _fit(x.shape[3], (8, 4))
     slots = 2048 // (max(channels, 64) * columns)
     return {"ROWS": 4, "COLUMNS": columns, "SLOTS": slots, "BLOCK_K": channels, "num_warps": 8}
