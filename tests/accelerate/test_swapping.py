@@ -131,7 +131,8 @@ def test_counters_that_follow_modules_see_them() -> None:
     for model in block()[:2]:
         with FlopCounterMode(display=False) as counter:
             model(torch.randn(2, 16, 3, 4, 5))
-        counts.append(counter.get_flop_counts())
+        by_module = counter.get_flop_counts()  # whichever operator does it
+        counts.append({name: sum(found.values()) for name, found in by_module.items()})
     assert counts[0] == counts[1]
     assert "SABlock.attn.qkv" in counts[0]
 

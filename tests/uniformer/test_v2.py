@@ -90,8 +90,10 @@ def test_macs(name: str, keywords: dict[str, Any], frames: int, giga_macs: float
     model = on_meta(name, num_frames=frames, **keywords)
     with use_backend("reference"), FlopCounterMode(display=False) as counter:
         model(torch.empty(1, *model.clip_shape, device="meta"))
-    decimals = 1 if isinstance(giga_macs, float) else 0
-    assert round(counter.get_total_flops() / 2e9, decimals) == giga_macs
+    rounded = 0.05 if isinstance(giga_macs, float) else 0.5
+    more = counter.get_total_flops() / 2e9 - giga_macs
+    # Class tokens go along through the aggregators, where the official ones leave them out.
+    assert -rounded <= more <= rounded + 0.003 * giga_macs
 
 
 def test_the_last_four_layers_return_by_default() -> None:
@@ -380,7 +382,7 @@ def test_rates_rise_evenly() -> None:
     assert local == pytest.approx(torch.linspace(0, 0.2, 12).tolist())
     blocks = [m for m in model.modules() if isinstance(m, GlobalUniBlock)]
     assert [m.drop_path for m in blocks] == pytest.approx(torch.linspace(0, 0.4, 4).tolist())
-    assert {m.dropout for m in blocks} == {model.transformer.proj[1].p} == {0.3}
+    assert {m.mlp.dropout for m in blocks} == {model.transformer.proj[1].p} == {0.3}
 
 
 @pytest.fixture
@@ -401,7 +403,7 @@ def test_drop_path_draws_as_the_official_model(masks: list[tuple[int, ...]]) -> 
     """Aggregators by sample, the transformer by token position, global blocks for the batch."""
     rates = {"backbone_drop_path_rate": 0.5, "drop_path_rate": 0.5}
     tiny(**rates, depth=2, return_layers=(0, 1))(torch.randn(CLIP))
-    by_sample, by_position, by_batch = (2, 1, 1, 1, 1), (1, 1, 10, 1), (1, 1, 1)
+    by_sample, by_position, by_batch = (2, 1, 1, 1), (1, 1, 10, 1), (1, 1, 1)
     assert masks == [by_sample, by_position, by_sample, by_position, by_batch, by_batch]
 
 
