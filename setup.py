@@ -4,14 +4,16 @@
                      and torch >= 2.11.
 ``_introspect``      build manifest and processor features, by pybind11, for this Python only.
 
-Variables: ``UNIFORMER_KERNELS_CUDA`` (``auto``, ``0``, ``1``: compile ``csrc/cuda`` with nvcc; 1
-without nvcc is an error), ``UNIFORMER_KERNELS_CUDA_ARCHS`` (e.g. ``80;90a;100``), ``MAX_JOBS``,
-``CXX``.
+Variables: ``UNIFORMER_KERNELS_CUDA`` (``0``, ``auto``, ``1``: compile ``csrc/cuda``, whose
+operators are not registered yet; ``auto`` does where there is nvcc, 1 without nvcc is an error),
+``UNIFORMER_KERNELS_CUDA_ARCHS`` (the default is ``80;90a;100``; the last one also as PTX, for what
+comes after it), ``MAX_JOBS``, ``CXX``.
 """
 
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -40,6 +42,16 @@ if X86:
     BFLOAT16_SETS["avx512_bf16"] = [*INSTRUCTION_SETS["avx512"], "-mavx512bf16"]
     BFLOAT16_SETS["amx"] = [*BFLOAT16_SETS["avx512_bf16"], "-mamx-tile", "-mamx-bf16"]
 
+_ARCHS = os.environ.get("UNIFORMER_KERNELS_CUDA_ARCHS", "80;90a;100")
+CUDA_ARCHS = _ARCHS.split(";")
+if not all(re.fullmatch(r"\d+[af]?", arch) for arch in CUDA_ARCHS):
+    raise SystemExit(
+        "UNIFORMER_KERNELS_CUDA_ARCHS: expected numbers with ; between them, as in 80;90a;100, "
+        f"got {_ARCHS!r}"
+    )
+# The kernels of csrc/cuda/*_kernel.cu are compiled once per type a number is stored in.
+CUDA_STORAGE = ["float", "bf16", "f16"]
+
 COMMON = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-MMD"]
 # Kernels: fused multiply-adds wherever written; GCC's own headers trip its uninitialised warning.
 KERNEL = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-uninitialized"]
@@ -49,7 +61,7 @@ if platform.system() == "Linux":
 
 def find_nvcc() -> str | None:
     """nvcc's path when CUDA sources are to be compiled, ``None`` when they are not."""
-    wanted = os.environ.get("UNIFORMER_KERNELS_CUDA", "auto")
+    wanted = os.environ.get("UNIFORMER_KERNELS_CUDA", "0")
     if wanted not in ("auto", "0", "1"):
         raise SystemExit(f"UNIFORMER_KERNELS_CUDA: expected auto, 0 or 1, got {wanted!r}")
     if wanted == "0":
@@ -102,15 +114,13 @@ class NinjaBuild(build_ext):
         subprocess.run(ninja, check=True)
 
     def write_manifest(self, path: Path, torch_version: str) -> None:
-        compiler = subprocess.run(
-            [*self.compiler_command(), "--version"], capture_output=True, text=True, check=True
-        )
         manifest = {
             "commit": commit(),
             "torch": torch_version,
             "torch_target": ".".join(map(str, TORCH_TARGET)),
-            "compiler": compiler.stdout.splitlines()[0],
-            "nvcc": self.nvcc,
+            "compiler": self.version_of(self.compiler_command())[0],
+            "cuda_architectures": CUDA_ARCHS if self.nvcc else [],
+            "nvcc": self.nvcc and self.version_of([self.nvcc])[-1],
             "instruction_sets": [*INSTRUCTION_SETS, *BFLOAT16_SETS],
             "platform": f"{platform.system()} {platform.machine()}",
         }
@@ -118,26 +128,28 @@ class NinjaBuild(build_ext):
         if not path.exists() or path.read_text() != text:
             path.write_text(text)
 
+    def version_of(self, compiler: list[str]) -> list[str]:
+        command = [*compiler, "--version"]
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
+        return found.stdout.splitlines()
+
     def compiler_command(self) -> list[str]:
         return shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
 
-    def cuda_sources(self) -> list[Path]:
-        return sorted((ROOT / "csrc" / "cuda").glob("*.cu")) if self.nvcc else []
-
-    def cuda_libraries(self) -> list[Path]:
-        """Where the CUDA runtime lies; nvcc may be a wrapper far from it, but names its home."""
+    def cuda_home(self) -> Path:
+        """Where the CUDA toolkit lies; nvcc may be a wrapper far from it, but names its home."""
         dry = subprocess.run(
             [self.nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True
         )
         home = next(line for line in dry.stderr.splitlines() if " TOP=" in line).split("TOP=")[1]
-        return sorted({p.parent for p in Path(home).resolve().glob("**/libcudart_static.a")})
+        return Path(home).resolve()
 
     def cuda_flags(self) -> list[str]:
         """nvcc's, for every architecture asked for and PTX of the last one."""
-        archs = os.environ.get("UNIFORMER_KERNELS_CUDA_ARCHS", "80;90a;100").split(";")
-        flags = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-DUSE_CUDA", "-MD"]
-        flags += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
-        return [*flags, f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
+        flags = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-MD"]
+        flags.append("-Xcompiler=-fPIC,-fvisibility=hidden")
+        flags += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in CUDA_ARCHS]
+        return [*flags, f"-gencode=arch=compute_{CUDA_ARCHS[-1]},code=compute_{CUDA_ARCHS[-1]}"]
 
     def write_ninja(self, temporary: Path, torch_home: Path) -> None:
         from ninja.ninja_syntax import Writer
@@ -168,10 +180,12 @@ class NinjaBuild(build_ext):
                 n.build(out, "compile", str(source), variables={"flags": shlex.join(flags)})
                 return out
 
+            home = self.cuda_home() if self.nvcc else None
+            cuda = ["-DUSE_CUDA", "-isystem", str(home / "include")] if home else []
             objects = [
-                compile_one(p, [*COMMON, *stable, *include])
-                for p in [ROOT / "csrc" / "library.cpp", *sources]
+                compile_one(ROOT / "csrc" / "library.cpp", [*COMMON, *stable, *include, *cuda])
             ]
+            objects += [compile_one(p, [*COMMON, *stable, *include]) for p in sources]
             objects += [
                 compile_one(
                     p, [*COMMON, *KERNEL, *include, f"-DUK_ISA={isa}", *flags], f"{p.stem}.{isa}"
@@ -179,8 +193,11 @@ class NinjaBuild(build_ext):
                 for p in kernels
                 for isa, flags in sets_of(p).items()
             ]
-            cuda = self.cuda_sources()
-            if cuda:
+            if home:
+                objects += [
+                    compile_one(p, [*COMMON, *stable, *include, *cuda], f"{p.stem}.cuda")
+                    for p in sorted((ROOT / "csrc" / "cuda").glob("*.cpp"))
+                ]
                 n.rule(
                     "cuda",
                     f"{self.nvcc} $flags -MF $out.d -c $in -o $out",
@@ -188,14 +205,18 @@ class NinjaBuild(build_ext):
                     deps="gcc",
                     description="nvcc $out",
                 )
-            for source in cuda:
-                flags = [*self.cuda_flags(), *stable, *include]
-                objects.append(f"{source.stem}.cuda.o")
-                n.build(objects[-1], "cuda", str(source), variables={"flags": shlex.join(flags)})
+                for source in sorted((ROOT / "csrc" / "cuda").glob("*_kernel.cu")):
+                    for storage in CUDA_STORAGE:
+                        flags = [*self.cuda_flags(), f"-DUK_STORAGE={storage}"]
+                        objects.append(f"{source.stem}.{storage}.cuda.o")
+                        n.build(
+                            objects[-1], "cuda", str(source), variables={"flags": shlex.join(flags)}
+                        )
             # libtorch itself, not its parts: with CUDA wheels it brings libtorch_cuda in as well.
             libtorch = [f"-L{torch_home / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"]
-            if cuda:
-                libtorch += [f"-L{folder}" for folder in self.cuda_libraries()]
+            if home:  # not shared, so that no other release of it is needed where this runs
+                folders = sorted({p.parent for p in home.glob("**/libcudart_static.a")})
+                libtorch += [f"-L{folder}" for folder in folders]
                 libtorch += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
             n.build(
                 str(Path(self.get_ext_fullpath("uniformer_kernels._C")).resolve()),

@@ -1,0 +1,163 @@
+// How the CUDA kernels of the depthwise convolution divide a call among blocks and threads.
+//
+// Free of torch and CUDA: the host code, the kernels, the introspection module and the tests share
+// it.  Nothing depends on the number of multiprocessors, so that sums over blocks have an order
+// which the shape alone decides.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+namespace uk::cuda {
+
+// A thread computes a tile of kRows x (7 or 5) positions of two channels of a frame.  A block has up
+// to 2 x 2 such tiles side by side, and a group of threads for every frame the kernel reaches.
+constexpr int kRows = 4;
+constexpr int kTilesDown = 2;
+constexpr int kTilesAcross = 2;
+
+constexpr int kAhead = 2;          // frames under way from memory while one is worked on
+constexpr int kGradientAhead = 1;  // the same in the weight gradient, which stages two maps
+constexpr int kVector = 16;        // bytes a thread copies at once
+constexpr int64_t kBlocks = 256;   // from so many on, every multiprocessor is busy
+
+// Of a kernel with K x K taps a frame: the threads a block may have, which leaves each the registers
+// it needs, and the bytes of channels a block stages of every position.
+constexpr int max_threads(int K) { return K < 5 ? 384 : 320; }
+constexpr int pitch_bytes(int K) { return K < 5 ? 128 : 64; }
+
+// Rows and columns in shared memory of a frame that K x K taps slide over; 1 of one they do not.
+constexpr int window_rows(int K) { return kTilesDown * kRows + K - 1; }
+constexpr int window_columns(int K, int columns) { return kTilesAcross * columns + K - 1; }
+constexpr int window_bytes(int K, int columns, int taps) {
+  return window_rows(taps) * window_columns(taps, columns) * pitch_bytes(K);
+}
+// Weights in shared memory, a row of channels for every tap, apart by other than whole banks.
+constexpr int weight_pitch(int K, int size) { return pitch_bytes(K) / size + 2; }
+
+constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+constexpr int64_t kLongestAxis = int64_t{1} << 30;  // positions are counted in 32 bits
+
+struct DepthwiseSizes {
+  int64_t B, T, H, W, C;
+  int kt, kh, kw;
+  constexpr int taps() const { return kt * kh * kw; }
+};
+
+struct DepthwisePlan {
+  bool tiled;    // else the general kernel: slower, for any size
+  int columns;   // of a thread's tile
+  int channels;  // of a block, a multiple of 8
+  int tiles_down, tiles_across;  // of a block
+  int64_t channel_blocks, down, across, chunks;  // blocks along C, H, W and T
+  int64_t frames;                                // of a chunk
+  int64_t parts;  // sums that a second kernel adds up: one a block, or one for some blocks
+  int threads;
+  int64_t grid;
+  int shared;  // bytes
+
+  constexpr int64_t positions() const { return down * across * chunks; }  // blocks of a sample
+};
+
+// The tile whose blocks reach least beyond the map.
+inline int choose_columns(int64_t W) {
+  const auto covered = [W](int columns) {
+    const int64_t block = columns * (W > columns ? kTilesAcross : 1);
+    return divide_up(W, block) * block;
+  };
+  return covered(5) < covered(7) ? 5 : 7;
+}
+
+inline bool has_tiles(const DepthwiseSizes& s) {
+  return s.kh == s.kw && (s.kh == 1 || s.kh == 3 || s.kh == 5);
+}
+
+// What forward and weight gradient have in common; `size` is an element's.
+inline DepthwisePlan plan_tiles(const DepthwiseSizes& s, int size) {
+  DepthwisePlan p{};
+  p.tiled = has_tiles(s);
+  if (!p.tiled) return p;
+  p.columns = choose_columns(s.W);
+  p.tiles_down = s.H > kRows ? kTilesDown : 1;
+  p.tiles_across = s.W > p.columns ? kTilesAcross : 1;
+  const int lanes = s.kt * p.tiles_down * p.tiles_across;  // threads for a pair of channels
+  const int most = std::min(pitch_bytes(s.kh) / size, max_threads(s.kh) / lanes * 2 / 8 * 8);
+  p.channel_blocks = divide_up(s.C, most);
+  p.channels = static_cast<int>(divide_up(divide_up(s.C, p.channel_blocks), 8) * 8);
+  p.threads = lanes * p.channels / 2;
+  p.down = divide_up(s.H, p.tiles_down * kRows);
+  p.across = divide_up(s.W, p.tiles_across * p.columns);
+  // Chunks of T stage kt - 1 frames more each, so they are as many as it takes to fill the GPU.
+  const int64_t blocks = s.B * p.down * p.across * p.channel_blocks;
+  const int64_t most_chunks = std::max<int64_t>(1, s.T / s.kt);
+  p.chunks = std::clamp<int64_t>(divide_up(kBlocks, std::max<int64_t>(blocks, 1)), 1, most_chunks);
+  p.frames = divide_up(s.T, p.chunks);
+  p.chunks = divide_up(s.T, p.frames);
+  return p;
+}
+
+constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;  // of a grid
+constexpr int kGeneralThreads = 256;
+
+inline DepthwisePlan general_forward(const DepthwiseSizes& s) {
+  DepthwisePlan p{};
+  p.threads = kGeneralThreads;
+  p.grid = std::min(divide_up(s.B * s.T * s.H * s.W * s.C, p.threads), kMostBlocks);
+  return p;
+}
+
+inline DepthwisePlan plan_forward(const DepthwiseSizes& s, int size, int shared_limit) {
+  DepthwisePlan p = plan_tiles(s, size);
+  if (!p.tiled) return general_forward(s);
+  p.grid = s.B * p.positions() * p.channel_blocks;
+  p.parts = s.B * p.positions();
+  const int moments = p.threads * 4 * 4;  // every thread's sums, when all frames are done
+  p.shared = std::max((kAhead + 1) * window_bytes(s.kh, p.columns, s.kh), moments) +
+             s.taps() * weight_pitch(s.kh, size) * 4;
+  return p.shared <= shared_limit && p.grid <= kMostBlocks ? p : general_forward(s);
+}
+
+// In the general weight gradient a block has 32 channels of one tap (or of the bias).
+constexpr int kGeneralChannels = 32;
+
+inline DepthwisePlan general_weight_gradient(const DepthwiseSizes& s) {
+  DepthwisePlan p{};
+  p.threads = kGeneralThreads;
+  p.channels = kGeneralChannels;
+  p.channel_blocks = divide_up(s.C, p.channels);
+  const int64_t blocks = p.channel_blocks * (s.taps() + 1), positions = s.B * s.T * s.H * s.W;
+  p.parts = std::clamp<int64_t>(4 * kBlocks / blocks, 1, divide_up(positions, 64));
+  p.grid = blocks * p.parts;
+  p.shared = kGeneralThreads * 4;
+  return p;
+}
+
+inline DepthwisePlan plan_weight_gradient(const DepthwiseSizes& s, int size, int shared_limit) {
+  DepthwisePlan p = plan_tiles(s, size);
+  if (!p.tiled) return general_weight_gradient(s);
+  p.parts = std::clamp<int64_t>(kBlocks / p.channel_blocks, 1, s.B * p.positions());
+  p.grid = p.parts * p.channel_blocks;
+  const int sums = (s.taps() + 1) * pitch_bytes(s.kh) / size * 4;
+  p.shared = std::max((kGradientAhead + 1) * window_bytes(s.kh, p.columns, s.kh) +
+                          (kGradientAhead + s.kt) * window_bytes(s.kh, p.columns, 1),
+                      sums);
+  return p.shared <= shared_limit ? p : general_weight_gradient(s);
+}
+
+// Bytes of shared memory a block may ask for.
+constexpr int shared_limit(int architecture) {
+  switch (architecture) {
+    case 80:
+    case 87:
+      return 163 * 1024;
+    case 90:
+    case 100:
+    case 103:
+      return 227 * 1024;
+    default:
+      return 99 * 1024;
+  }
+}
+
+}  // namespace uk::cuda

@@ -1,0 +1,42 @@
+// Which instantiation of the kernels serves a plan.
+#pragma once
+
+#include <type_traits>
+
+#include "depthwise_conv_kernel.cuh"
+
+namespace uk::cuda {
+
+// select(size of the kernel's frames, columns of a tile), both as types.
+template <class Select>
+void for_tile(const DepthwiseSizes& s, const DepthwisePlan& p, Select select) {
+  const auto with_columns = [&](auto K) {
+    p.columns == 7 ? select(K, std::integral_constant<int, 7>{})
+                   : select(K, std::integral_constant<int, 5>{});
+  };
+  switch (s.kh) {
+    case 1:
+      return with_columns(std::integral_constant<int, 1>{});
+    case 3:
+      return with_columns(std::integral_constant<int, 3>{});
+    default:
+      return with_columns(std::integral_constant<int, 5>{});
+  }
+}
+
+// `launch(kernel, arguments)` starts a kernel.
+template <class S, class Launch>
+void start_with(Launch launch, const Forward<S>& p) {
+  if (!p.plan.tiled) return launch(general_forward_kernel<S>, p);
+  for_tile(p.sizes, p.plan,
+           [&](auto K, auto COLUMNS) { launch(forward<S, K(), COLUMNS()>, p); });
+}
+
+template <class S, class Launch>
+void start_with(Launch launch, const WeightGradient<S>& p) {
+  if (!p.plan.tiled) return launch(general_weight_gradient_kernel<S>, p);
+  for_tile(p.sizes, p.plan,
+           [&](auto K, auto COLUMNS) { launch(weight_gradient<S, K(), COLUMNS()>, p); });
+}
+
+}  // namespace uk::cuda

@@ -1,0 +1,74 @@
+// What the kernels need of the machine beyond CUDA C++: asynchronous copies, storage types, shared
+// memory.  The tests run the kernels on a processor with these written another way.
+#ifndef UK_PRIMITIVES_CUH
+#define UK_PRIMITIVES_CUH
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "../cpu/storage.h"
+
+namespace uk::cuda {
+
+__device__ __forceinline__ unsigned char* shared_memory() {
+  extern __shared__ __align__(16) unsigned char memory[];
+  return memory;
+}
+
+// 16 bytes to shared memory, zeros unless `inside`; `from` is not read then.
+__device__ __forceinline__ void copy_async(void* to, const void* from, bool inside) {
+  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from),
+               "r"(inside ? 16 : 0)
+               : "memory");
+}
+// Ends a group of copies, perhaps an empty one.
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until all of this thread's groups but the last N have arrived.
+template <int N>
+__device__ __forceinline__ void await_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+// Two neighbouring channels.
+__device__ __forceinline__ float2 load_pair(const float* at) {
+  return *reinterpret_cast<const float2*>(at);
+}
+__device__ __forceinline__ float2 load_pair(const bf16* at) {
+  const unsigned bits = *reinterpret_cast<const unsigned*>(at);
+  return {__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u)};
+}
+__device__ __forceinline__ float2 load_pair(const f16* at) {
+  return __half22float2(*reinterpret_cast<const __half2*>(at));
+}
+
+__device__ __forceinline__ void store_pair(float* at, float low, float high) {
+  *reinterpret_cast<float2*>(at) = {low, high};
+}
+template <class S>  // of 16 bits
+__device__ __forceinline__ void store_pair(S* at, S low, S high) {
+  *reinterpret_cast<unsigned*>(at) = low.bits | unsigned(high.bits) << 16;
+}
+
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ float widen(bf16 x) { return __uint_as_float(unsigned(x.bits) << 16); }
+__device__ __forceinline__ float widen(f16 x) { return __half2float(__ushort_as_half(x.bits)); }
+
+template <class S>
+__device__ __forceinline__ S narrow(float x);
+template <>
+__device__ __forceinline__ float narrow<float>(float x) { return x; }
+template <>
+__device__ __forceinline__ bf16 narrow<bf16>(float x) {
+  return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
+}
+template <>
+__device__ __forceinline__ f16 narrow<f16>(float x) {
+  return {__half_as_ushort(__float2half_rn(x))};
+}
+
+}  // namespace uk::cuda
+
+#endif

@@ -1,0 +1,189 @@
+"""The kernels of ``csrc/cuda`` compiled for this processor, and called with tensors.
+
+``shim.h`` says how; needed is a C++ compiler, no CUDA.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import struct
+import subprocess
+import sysconfig
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).parents[2]
+SANITIZED = ("-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+_SIZES = {torch.float32: 4, torch.bfloat16: 2, torch.float16: -2}
+_OPERATIONS = {"forward": 0, "weight_gradient": 1, "moments": 2, "moments_backward": 3}
+_SHARED = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024}
+
+
+class EmulationError(RuntimeError):
+    """The kernel did what it must not: a barrier that some miss, or an access beside an array."""
+
+
+@dataclass(frozen=True)
+class Emulator:
+    """A build of the kernels, and how to run it."""
+
+    program: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        residual: bool = False,
+        flip: bool = False,
+        moments: bool = False,
+        shift: Tensor | None = None,
+        **options: int,
+    ) -> tuple[Tensor, Tensor]:
+        """The convolution, and its moments ``[2, C]`` if asked for."""
+        out = self._run(
+            "forward",
+            x=x,
+            weight=weight,
+            bias=bias,
+            shift=shift,
+            flags=(flip, residual, moments),
+            **options,
+        )
+        size = x.numel() * x.element_size()
+        sums = torch.frombuffer(out[size:], dtype=torch.float32) if moments else torch.empty(0)
+        return torch.frombuffer(out[:size], dtype=x.dtype).view(x.shape), sums.view(2, -1)
+
+    def weight_gradient(
+        self, dy: Tensor, x: Tensor, weight: Tensor, **options: int
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of the weight, like ``weight``, and of the bias."""
+        out = self._run("weight_gradient", x=x, dy=dy, weight=weight, **options)
+        both = torch.frombuffer(out, dtype=x.dtype)
+        return both[: weight.numel()].view(weight.shape), both[weight.numel() :]
+
+    def moments(self, x: Tensor, shift: Tensor | None) -> Tensor:
+        out = self._run("moments", x=_as_map(x), shift=shift)
+        return torch.frombuffer(out, dtype=torch.float32).view(2, -1)
+
+    def moments_backward(
+        self, dy: Tensor | None, x: Tensor, shift: Tensor | None, dmoments: Tensor
+    ) -> Tensor:
+        dy = None if dy is None else _as_map(dy)
+        out = self._run("moments_backward", x=_as_map(x), dy=dy, shift=shift, others=dmoments)
+        return torch.frombuffer(out, dtype=x.dtype).view(x.shape)
+
+    def _run(
+        self,
+        operation: str,
+        *,
+        x: Tensor,
+        dy: Tensor | None = None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        shift: Tensor | None = None,
+        others: Tensor | None = None,
+        flags: tuple[bool, bool, bool] = (False, False, False),
+        architecture: int = 90,
+        general: bool = False,
+    ) -> bytearray:
+        kernel = weight.shape[2:] if weight is not None else (1, 1, 1)
+        strides = [0] * 4 if weight is None else [weight.stride(i) for i in (0, 2, 3, 4)]
+        storages = [_storage(t) for t in (x, dy, weight, bias, shift, others)]
+        numbers = [
+            _OPERATIONS[operation],
+            _SIZES[x.dtype],
+            *x.shape,
+            *kernel,
+            _SHARED[architecture],
+            general,
+            *flags,
+            *x.stride(),
+            *([0] * 5 if dy is None else dy.stride()),
+            *strides,
+            0 if bias is None else bias.stride(0),
+            *(0 if t is None else t.storage_offset() * t.element_size() for t in (x, dy)),
+            *map(len, storages),
+        ]
+        request = struct.pack(f"{len(numbers)}q", *map(int, numbers)) + b"".join(storages)
+        done = subprocess.run(
+            [self.program],
+            input=request,
+            capture_output=True,
+            env=os.environ | dict(self.environment),
+            timeout=100,
+        )
+        if done.returncode:
+            raise EmulationError(done.stderr.decode(errors="replace")[:3000])
+        return bytearray(done.stdout)
+
+
+def _as_map(rows: Tensor) -> Tensor:
+    return rows[None, None, None]
+
+
+def _storage(t: Tensor | None) -> bytes:
+    """All that lies in the tensor's memory, around it as well; only maps have an offset."""
+    if t is None:
+        return b""
+    return torch.empty(0, dtype=torch.uint8).set_(t.untyped_storage()).numpy().tobytes()
+
+
+def build(
+    folder: Path,
+    flags: Collection[str] = (),
+    sources: Path = ROOT / "csrc",
+    like: Emulator | None = None,
+) -> Emulator:
+    """Compile the kernels.
+
+    Args:
+        folder: where to.
+        flags: more of them for the compiler.
+        sources: a copy of ``csrc`` in which something was changed.
+        like: a build with the same flags, to be taken but for the convolution in float32.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    here = Path(__file__).parent
+    command = [
+        *shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"),
+        *("-std=c++17", "-O1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-clobbered"),
+        *(f"-I{sources}", f"-I{here}", *flags),
+    ]
+    objects: list[str] = []
+
+    def compile_one(source: Path, name: str, *options: str) -> None:
+        if like is not None and name != "depthwise_conv_kernel.float":
+            objects.append(str(like.program.with_name(f"{name}.o")))
+            return
+        objects.append(str(folder / f"{name}.o"))
+        subprocess.run([*command, *options, "-c", str(source), "-o", objects[-1]], check=True)
+
+    for name in ("fibres", "emulator"):
+        compile_one(here / f"{name}.cpp", name)
+    for name in ("depthwise_conv_kernel", "sums_kernel"):
+        for storage in ("float", "bf16", "f16"):
+            options = ("-include", str(here / "shim.h"), f"-DUK_STORAGE={storage}", "-xc++")
+            compile_one(sources / "cuda" / f"{name}.cu", f"{name}.{storage}", *options)
+    program = folder / "emulator"
+    subprocess.run([*command, *objects, "-o", str(program)], check=True)
+    return Emulator(program)
+
+
+def changed(folder: Path, file: str, before: str, after: str) -> Path:
+    """A copy of the sources in which one piece of a file is replaced."""
+    shutil.copytree(ROOT / "csrc", folder, dirs_exist_ok=True)
+    path = folder / "cuda" / file
+    text = path.read_text()
+    assert text.count(before) == 1, f"{file} has {text.count(before)} times {before!r}"
+    path.write_text(text.replace(before, after))
+    return folder

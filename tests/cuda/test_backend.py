@@ -1,0 +1,123 @@
+"""Where the ``cuda`` backend serves, and what it says where it does not."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import uniformer_kernels as uk
+from tests.contract import draw
+from uniformer_kernels import _extension, cuda, triton
+from uniformer_kernels.ops import depthwise_conv
+
+ROOT = Path(__file__).parents[2]
+BUILT = bool(_extension.manifest().get("cuda_architectures"))
+built = pytest.mark.skipif(not BUILT, reason="the extension was built without nvcc")
+
+
+def test_declines_other_devices_and_dtypes() -> None:
+    x, weight = draw(1, 3, 3, 3, 2), draw(2, 1, 3, 3, 3)
+    reason = "x is on cpu" if BUILT else "the extension was built without nvcc"
+    with uk.use_backend("cuda"), pytest.raises(uk.BackendError, match=f"cuda .*declines: {reason}"):
+        uk.depthwise_conv3d(x, weight)
+    with uk.use_backend("cuda"), pytest.raises(uk.BackendError, match="does not implement linear"):
+        uk.linear(draw(1, 3), draw(2, 3))
+
+
+@built
+def test_declines_float64() -> None:
+    with FakeTensorMode():
+        x = torch.empty(1, 3, 3, 3, 2, dtype=torch.float64, device="cuda")
+    assert cuda.declines(x) == "x is float64"
+    assert cuda.declines(x, "dy") == "dy is float64"
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "reason"),
+    [
+        ((8, 0), ("80", "90a", "100"), None),
+        ((8, 9), ("80", "90a", "100"), None),  # a binary runs on later minor revisions
+        ((9, 0), ("80", "90a", "100"), None),
+        ((10, 3), ("80", "90a", "100"), None),
+        ((12, 0), ("80", "90a", "100"), None),  # from PTX
+        ((9, 0), ("80",), None),
+        ((7, 5), ("80", "90a", "100"), r"expected at least \(8, 0\)"),
+        ((8, 0), ("90a",), "the extension was built for sm_90a"),
+        ((10, 0), ("90a",), "the extension was built for sm_90a"),
+        ((8, 0), ("86", "90"), "the extension was built for sm_86, sm_90"),
+        ((9, 0), (), None),  # unknown: tried
+    ],
+    ids=str,
+)
+def test_architectures(capability, architectures, reason) -> None:
+    found = cuda.cannot_run(capability, architectures)
+    assert found is None if reason is None else re.search(reason, found)
+
+
+@built
+def test_yields_to_triton_unless_asked_for() -> None:
+    """Until both have been measured on a GPU."""
+    pytest.importorskip("triton")
+    with FakeTensorMode():
+        x = torch.empty(1, 2, 3, 3, 4, device="cuda")
+        weight = torch.empty(4, 1, 3, 3, 3, device="cuda")
+        lines = uk.explain("depthwise_conv3d", x, weight).splitlines()
+        assert "cuda       could serve, if asked for: " in lines[2]
+        assert "triton     serves this call" in lines[3]
+        with uk.use_backend("cuda"):
+            lines = uk.explain("depthwise_conv3d", x, weight).splitlines()
+            assert "cuda       serves this call" in lines[2]
+            y, moments = uk.depthwise_conv3d_with_moments(x, weight)
+    assert (y.shape, moments.shape) == (x.shape, (2, 4))
+
+
+@built
+def test_serves_where_triton_is_missing(monkeypatch) -> None:
+    monkeypatch.setattr(triton, "declines", lambda *_: "Triton is not installed")
+    with FakeTensorMode():
+        x = torch.empty(1, 2, 3, 3, 4, device="cuda")
+        weight = torch.empty(4, 1, 3, 3, 3, device="cuda")
+        assert "cuda       serves this call" in uk.explain("depthwise_conv3d", x, weight)
+    assert depthwise_conv._cuda_yields(x) is None
+
+
+@built
+def test_loads_without_cuda() -> None:
+    """What is in libtorch_cuda only is weak, and CUDA's runtime is inside."""
+    if shutil.which("nm") is None:
+        pytest.skip("needs nm")
+    library = Path(uk.__file__).with_name("_C.abi3.so")
+    command = ["nm", "--dynamic", "--undefined-only", str(library)]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    undefined = {line.split()[-1]: line.split()[-2] for line in lines}
+    assert undefined["aoti_torch_get_current_cuda_stream"] == "w"
+    assert not [name for name in undefined if name.startswith(("cuda", "cu", "torch_c10_cuda"))]
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"UNIFORMER_KERNELS_CUDA": "1", "CUDA_HOME": "/nowhere", "PATH": "/nowhere"}, "got none"),
+        ({"UNIFORMER_KERNELS_CUDA": "yes"}, "expected auto, 0 or 1, got 'yes'"),
+        ({"UNIFORMER_KERNELS_CUDA_ARCHS": "80;sm_90"}, r"expected numbers .*, got '80;sm_90'"),
+    ],
+    ids=["no nvcc", "no choice", "no architecture"],
+)
+def test_builds_say_what_is_wrong(variables, message, tmp_path) -> None:
+    if "CUDA_HOME" in variables and Path("/usr/local/cuda/bin/nvcc").exists():
+        pytest.skip("nvcc lies where it is always looked for")
+    command = [sys.executable, str(ROOT / "setup.py"), "--quiet", "build_ext"]
+    command += ["--build-lib", str(tmp_path), "--build-temp", str(tmp_path)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=os.environ | variables
+    )
+    assert done.returncode != 0
+    assert re.search(message, done.stderr), done.stderr

@@ -1,0 +1,134 @@
+"""How calls are divided among blocks: all of it once, nothing beside, within every GPU's limits."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from uniformer_kernels import _extension
+
+_introspect = pytest.importorskip("uniformer_kernels._introspect")
+
+ARCHITECTURES = [80, 86, 89, 90, 100, 103, 120]
+REGISTERS = 65536  # of a multiprocessor, so of a block
+odd = st.sampled_from([1, 3, 5, 7])
+sizes = st.one_of(st.integers(1, 20), st.integers(1, 3000))
+shapes = st.tuples(st.integers(1, 64), st.integers(1, 64), sizes, sizes, sizes)
+every_plan = given(
+    shape=shapes,
+    kernel=st.one_of(st.tuples(odd, odd, odd), st.builds(lambda t, k: (t, k, k), odd, odd)),
+    size=st.sampled_from([2, 4]),
+    architecture=st.sampled_from(ARCHITECTURES),
+    gradient=st.booleans(),
+)
+many = settings(max_examples=500)
+
+
+def plan(shape, kernel, size, architecture, gradient) -> dict[str, int]:
+    return _introspect.depthwise_conv_plan(shape, kernel, size, architecture, gradient)
+
+
+def covers(blocks: int, step: int, size: int) -> bool:
+    """Whether blocks side by side have every position once, and none of them is empty."""
+    return (blocks - 1) * step < size <= blocks * step
+
+
+@many
+@every_plan
+def test_blocks_cover_everything_once(shape, kernel, size, architecture, gradient) -> None:
+    B, T, H, W, C = shape
+    p = plan(shape, kernel, size, architecture, gradient)
+    if not p["tiled"]:
+        return
+    assert covers(p["down"], p["tiles_down"] * p["rows"], H)
+    assert covers(p["across"], p["tiles_across"] * p["columns"], W)
+    assert covers(p["chunks"], p["frames"], T)
+    assert covers(p["channel_blocks"], p["channels"], C)
+    positions = B * p["down"] * p["across"] * p["chunks"]
+    if gradient:  # block `part` has positions part, part + parts, ...
+        assert 1 <= p["parts"] <= positions
+        assert p["grid"] == p["parts"] * p["channel_blocks"]
+    else:
+        assert p["parts"] == positions
+        assert p["grid"] == positions * p["channel_blocks"]
+    assert p["threads"] == kernel[0] * p["tiles_down"] * p["tiles_across"] * p["channels"] // 2
+
+
+@many
+@every_plan
+def test_what_is_staged_has_room(shape, kernel, size, architecture, gradient) -> None:
+    """The frames under way and in use, each with its halo, and what else lies in shared memory."""
+    p = plan(shape, kernel, size, architecture, gradient)
+    if not p["tiled"]:
+        return
+    kt, kh, kw = kernel
+    assert kh == kw
+    rows, columns = p["tiles_down"] * p["rows"], p["tiles_across"] * p["columns"]
+    window = (rows + kh - 1) * (columns + kw - 1) * p["channels"] * size
+    inner = rows * columns * p["channels"] * size
+    weights = kt * kh * kw * p["channels"] * 4
+    used = 2 * window + (kt + 1) * inner if gradient else 3 * window + weights
+    assert used <= p["shared"]
+    # Vectors of 16 bytes: positions begin at them, and the threads share them out evenly.
+    assert p["channels"] * size % 16 == 0
+    assert p["threads"] % (p["channels"] * size // 16) == 0
+
+
+@many
+@every_plan
+@example((64, 64, 3000, 3000, 3000), (3, 3, 3), 4, 80, False)
+@example((1, 64, 1, 1, 3000), (7, 5, 5), 4, 86, True)
+@example((1, 1, 1, 1, 1), (7, 7, 7), 2, 90, True)
+def test_limits(shape, kernel, size, architecture, gradient) -> None:
+    p = plan(shape, kernel, size, architecture, gradient)
+    assert (
+        0 < p["shared_limit"] <= {80: 163, 90: 227, 100: 227, 103: 227}.get(architecture, 99) * 1024
+    )
+    assert 0 <= p["shared"] <= p["shared_limit"]
+    assert 1 <= p["threads"] <= 1024
+    assert 1 <= p["grid"] < 2**31
+    if p["tiled"]:
+        assert p["threads"] * 168 <= REGISTERS  # what tests/cuda/budgets.json allows a thread
+        assert kernel[1] == kernel[2] <= 5
+
+
+@many
+@every_plan
+def test_sums_have_an_order_of_their_own(shape, kernel, size, architecture, gradient) -> None:
+    """The same on every GPU whose shared memory suffices."""
+    p, other = (plan(shape, kernel, size, a, gradient) for a in (architecture, 90))
+    if p["tiled"]:
+        assert {k: p[k] for k in p if k != "shared_limit"} == {
+            k: other[k] for k in other if k != "shared_limit"
+        }
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize(
+    ("grid", "C"),
+    [
+        ((8, 56, 56), 64),
+        ((8, 28, 28), 128),
+        ((8, 14, 14), 320),
+        ((8, 7, 7), 512),
+        ((8, 40, 40), 56),
+        ((8, 20, 20), 112),
+        ((8, 10, 10), 224),
+        ((8, 5, 5), 448),
+    ],
+    ids=str,
+)
+def test_the_models_have_tiles(grid, C, gradient, size, architecture) -> None:
+    """On every GPU, and few of a block's channels are none of the map's."""
+    for kernel in ((3, 3, 3), (5, 5, 5), (1, 3, 3), (1, 5, 5), (3, 1, 1)):
+        p = plan((16, *grid, C), kernel, size, architecture, gradient)
+        assert p["tiled"]
+        assert p["channels"] * p["channel_blocks"] <= C * 8 / 7
+
+
+def test_the_manifest_names_the_architectures() -> None:
+    manifest = _extension.manifest()
+    assert bool(manifest["nvcc"]) == bool(manifest["cuda_architectures"])
