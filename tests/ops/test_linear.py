@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.contract import DTYPES, check, draw
+from tests.contract import DTYPES, check, draw, evaluate
 from uniformer_kernels import BackendError, bfloat16, feed_forward, linear, onednn, reference
 from uniformer_kernels.kernels import kernels
 
@@ -242,21 +242,23 @@ def test_wide_residual_of_a_narrow_branch(activation, C, dtype, backend) -> None
     """As under autocast: the sum is float32, every gradient has its tensor's dtype."""
     x, residual = draw(5, C, dtype=dtype), draw(5, C)
     weight, bias = draw(C, C, dtype=dtype) * C**-0.5, draw(C, dtype=dtype)
-    for function, plain, parameters in (
-        (linear, reference.linear, (weight, bias)),
-        (feed_forward, reference.feed_forward, (weight, bias, weight.clone(), bias.clone())),
+    for function, plain, layers in (
+        (linear, reference.linear, {"weight": weight, "bias": bias}),
+        (
+            feed_forward,
+            reference.feed_forward,
+            {
+                **{"fc1_weight": weight, "fc1_bias": bias},
+                **{"fc2_weight": weight.clone(), "fc2_bias": bias.clone()},
+            },
+        ),
     ):
-        leaves = [t.requires_grad_() for t in (x, *parameters, residual)]
-        dy = draw(5, C)
-        results = []
-        for run in (function, plain):
-            y = run(*leaves[:-1], activation=activation, residual=leaves[-1])
-            assert y.dtype == torch.float32
-            results.append((y, *torch.autograd.grad(y, leaves, dy)))
-        for got, want in zip(*results, strict=True):
-            assert got.dtype == want.dtype
-            # Roundings of what is summed, by both, remain where sums cancel.
-            torch.testing.assert_close(got, want, rtol=3e-2, atol=1e-1)
+        inputs = {"x": x, **layers, "residual": residual}
+        function = partial(function, activation=activation)
+        check(function, partial(plain, activation=activation), inputs, reduction=C)
+        results = evaluate(function, inputs)
+        assert results.pop("output").dtype == torch.float32
+        assert all(gradient.dtype == inputs[name].dtype for name, gradient in results.items())
 
 
 def test_nothing_given_is_written_to(backend) -> None:
