@@ -70,7 +70,8 @@ def create_model(
     head_dim = keywords.get("head_dim")
     keywords = {**preset, **keywords}
     model = cls(**keywords)
-    model.set_grad_checkpointing(memory == "small")
+    if memory == "small":
+        model.set_grad_checkpointing()
     size = FACTS[name][0].input_size
     model.pretrained_cfg = {"architecture": name, "keywords": keywords, **model.data_cfg(size)}
     if checkpoint is not None:

@@ -94,7 +94,8 @@ class Trainer:
                 f"the recipe starts from {settings.starts_from}, this run from random weights; "
                 "--start FILE takes those of a file"
             )
-        model.set_grad_checkpointing(settings.grad_checkpointing)
+        if settings.grad_checkpointing:
+            model.set_grad_checkpointing()
         self.model = model.to(world.device)
         self.average = None if settings.ema is None else average_of(model, settings.ema)
         self.sharded = settings.parallel == "fsdp" and world.size > 1
