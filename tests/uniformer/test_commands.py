@@ -1,4 +1,4 @@
-"""evaluate, predict, visualize, export and bench, as typed."""
+"""train, evaluate, predict, visualize, export and bench, as typed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from uniformer import cli, export
 from uniformer.data import Dense, Video
 from uniformer.engine.evaluation import Protocol
+from uniformer.engine.settings import make_settings
 
 from . import tiny
 
@@ -207,3 +208,17 @@ def test_export_to_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     typed = ["export", "uniformer_xxs", tmp_path / "other.onnx", "--format", "onnx"]
     assert "pip install 'uniformer-kernels[export]'" in fails(monkeypatch, *typed)
+
+
+def test_the_motion_task_is_trained_by_its_own_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = []
+    monkeypatch.setattr("uniformer.engine.sources.open_sources", lambda *_: None)
+    monkeypatch.setattr(
+        "uniformer.engine.train.train", lambda settings, *_, **__: trained.append(settings)
+    )
+    for more in ([], ["--recipe", "uniformer_xxs_k400_16_160"]):
+        result = run("train", "--data", "motion", "--out", tmp_path, *more)
+        assert result.exit_code == 0, result.output
+    assert trained == [make_settings("motion", ()), make_settings("uniformer_xxs_k400_16_160", ())]

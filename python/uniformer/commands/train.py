@@ -17,7 +17,8 @@ def train(
     data: Annotated[str, typer.Option(help="A list of videos, a folder a class, or motion.")],
     out: Annotated[Path, typer.Option(help="Folder of the run.", file_okay=False)],
     recipe: Annotated[
-        str | None, typer.Option(help="A recipe's name, or a YAML file of settings.")
+        str | None,
+        typer.Option(help="A recipe's name, or a YAML file of settings; motion's own for motion."),
     ] = None,
     validation: Annotated[
         str | None, typer.Option("--val", help="What to validate with after every epoch, likewise.")
@@ -55,12 +56,14 @@ def train(
     from ..engine.distributed import DistributedError, join_world
     from ..engine.interruption import Interrupted
     from ..engine.settings import SettingsError, make_settings
-    from ..engine.sources import open_sources
+    from ..engine.sources import MOTION, open_sources
     from ..engine.train import TrainingError, train
 
     saved = None
     if resume and recipe is None and (out / CHECKPOINT).exists():
         saved = read_run(out / CHECKPOINT)["settings"]
+    elif recipe is None and data == MOTION:
+        recipe = MOTION
     with options.explained():
         settings = make_settings(recipe, overrides or (), under=saved)
     if backend not in (known := ("auto", *BACKENDS)):

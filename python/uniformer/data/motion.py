@@ -21,8 +21,8 @@ import torch.nn.functional as F
 
 from .lists import Video
 
-SIZE, FRAMES, DIGIT = 48, 16, 20  # pixels, frames, pixels
-SPEEDS = {"fast": 3.0, "slow": 1.0}  # pixels a frame
+SIZE, FRAMES, DIGIT = 32, 16, 14  # pixels, frames, pixels
+SPEEDS = {"fast": 2.5, "slow": 1.0}  # pixels a frame
 DIRECTIONS = {
     "down": (0, 1),
     "down-left": (-1, 1),
@@ -43,7 +43,7 @@ def motion(
 ) -> tuple[list[Video], list[str]]:
     """Render and encode the videos of the task, those that are not there yet, and list them.
 
-    They are H.264 files of 16 frames of 48 x 48, in a folder for each class, as
+    They are H.264 files of 16 frames of 32 x 32, in a folder for each class, as
     :func:`~uniformer.data.read_videos` reads it. Each is complete or not there, so a rendering that
     was killed goes on. Splits have different people's digits.
 
@@ -117,7 +117,7 @@ def _claim(folder: Path, seed: int) -> None:
 
 
 def render(split: str, number: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """The frames of one clip, uint8 RGB ``[48, 48, 3]``; its class is ``number`` modulo 16."""
+    """The frames of one clip, uint8 RGB ``[32, 32, 3]``; its class is ``number`` modulo 16."""
     rng = np.random.default_rng([seed, sorted(CLIPS).index(split), number])
     direction, speed = CLASSES[number % len(CLASSES)].split(", ")
     x, y = DIRECTIONS[direction]

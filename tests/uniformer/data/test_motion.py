@@ -39,7 +39,7 @@ def test_digits_move_as_their_class_says() -> None:
         x, y = np.array(DIRECTIONS[direction]) / np.hypot(*DIRECTIONS[direction]) * SPEEDS[speed]
         ink = _ink(np.stack(list(render("train", label))))
         assert ink.shape == (FRAMES, SIZE, SIZE)
-        moved_y, moved_x = _shift(ink[2], ink[8])  # at most 18 pixels of 48
+        moved_y, moved_x = _shift(ink[2], ink[8])  # at most 15 pixels of 32
         assert abs(moved_y - 6 * y) <= 1
         assert abs(moved_x - 6 * x) <= 1
 
