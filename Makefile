@@ -34,12 +34,15 @@ INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt --no-build-is
 demo: build
 	$(BIN)/python -m uniformer demo $(if $(VIDEO),"$(VIDEO)") $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
 
+# A process per core, at most 4 for the memory they need.
+SIDE_BY_SIDE := --numprocesses=logical --maxprocesses=4 --dist=worksteal
+
 test: .venv/tested build lint .venv/oldest
-	$(BIN)/python -m pytest
-	$(MAKE) --jobs=2 --output-sync interpreted interpreted-oldest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+	$(MAKE) interpreted interpreted-oldest
 
 # The Triton kernels run in its interpreter, under the newest and the oldest version they support.
-INTERPRET := TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ops tests/triton
+INTERPRET := TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/ops tests/triton
 interpreted: .venv/tested build
 	$(INTERPRET)
 interpreted-oldest: .venv/tested build .venv/oldest

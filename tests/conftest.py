@@ -5,6 +5,7 @@ With TRITON_INTERPRET=1 only the tests that take a ``backend`` are run, on the T
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -22,6 +23,11 @@ settings.register_profile("interpreted", derandomize=True, max_examples=6, **_co
 settings.load_profile("interpreted" if INTERPRETED else "repeatable")
 _BACKENDS = ["triton"] if INTERPRETED else ["reference", "cpu"]
 _NOT_INTERPRETED = ("is float64", "is bfloat16, which Triton's interpreter computes wrongly")
+
+# Processes that test side by side share the cores; what they start inherits it.
+if (_processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))) > 1:
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // _processes))
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
 
 if INTERPRETED:
     from tests.interpreter import hasten
