@@ -9,6 +9,7 @@ import pytest
 import torch
 from uniformer.data import count_frames, decode, motion, read_videos
 from uniformer.data.motion import CLASSES, DIRECTIONS, FRAMES, SIZE, SPEEDS, render
+from uniformer.data.scene import write_video
 
 pytest.importorskip("sklearn")
 
@@ -65,6 +66,12 @@ def test_videos_are_rendered_and_listed(folder: Path) -> None:
     decoded = decode(videos[3].path, range(FRAMES)).float()
     drawn = torch.from_numpy(np.stack(list(render("val", 3)))).float()
     assert (decoded - drawn).abs().mean() < 12  # the noise is mostly gone
+
+
+def test_a_clip_is_encoded_alike_every_time(tmp_path: Path) -> None:
+    frames = list(render("val", 3))
+    files = {write_video(tmp_path / "a.mp4", iter(frames)).read_bytes() for _ in range(100)}
+    assert len(files) == 1
 
 
 def test_what_was_killed_goes_on(folder: Path) -> None:
