@@ -19,8 +19,8 @@ from uniformer_kernels.triton import INTERPRETED
 _common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("repeatable", derandomize=True, max_examples=30, **_common)
 settings.register_profile("explore", max_examples=500, **_common)
-settings.register_profile("interpreted", derandomize=True, max_examples=6, **_common)
-settings.load_profile("interpreted" if INTERPRETED else "repeatable")
+settings.register_profile("few", derandomize=True, max_examples=6, **_common)
+settings.load_profile("few" if INTERPRETED else "repeatable")
 _BACKENDS = ["triton"] if INTERPRETED else ["reference", "cpu"]
 _NOT_INTERPRETED = ("is float64", "is bfloat16, which Triton's interpreter computes wrongly")
 
