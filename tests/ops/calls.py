@@ -78,6 +78,33 @@ CALLS = [
         reduction=24,
     ),
     Call(
+        "linear",
+        {
+            "x": (2, 7, 12),
+            "weight": (20, 12),
+            "bias": (20,),
+            "norm_weight": (12,),
+            "norm_bias": (12,),
+            "residual": (2, 7, 20),
+        },
+        reduction=20 * 12,  # sums one behind another
+        options={"eps": 1e-2},
+    ),
+    Call(
+        "feed_forward",
+        {
+            "x": (2, 7, 12),
+            "fc1_weight": (24, 12),
+            "fc1_bias": (24,),
+            "fc2_weight": (12, 24),
+            "fc2_bias": (12,),
+            "norm_weight": (12,),
+            "norm_bias": (12,),
+            "residual": (2, 7, 12),
+        },
+        reduction=24 * 12,  # sums one behind another
+    ),
+    Call(
         "window_attention",
         {"qkv": (2, 1, 4, 5, 48), "bias": (48,)},
         reduction=80,

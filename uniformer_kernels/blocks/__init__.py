@@ -7,9 +7,9 @@ shapes and under the semantics of the official modules, as the tuples of ``param
 from .divided_block import divided_block
 from .global_block import global_block
 from .hourglass_block import hourglass_block, pool_importance
-from .layers import Called, has_hooks, layer, scaled
+from .layers import Called, has_hooks, layer, layer_norm, scaled
 from .local_block import local_block
-from .norms import batch_norm, folded, layer_norm
+from .norms import batch_norm, folded
 from .parameters import Affine, BatchNorm, LayerNorm
 from .stems import conv_stem, patch_stem
 from .v2 import TemporalMHRA, frame_tokens, global_uniblock, local_uniblock, video_memory

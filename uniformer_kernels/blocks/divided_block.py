@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from .layers import Called, Layer, attention, depthwise_conv3d, feed_forward
-from .norms import layer_norm
 from .parameters import LayerNorm
 from .residual import add_branch
 
@@ -58,13 +57,13 @@ def divided_block(
     x = depthwise_conv3d(x, dpe, residual=True)
     B, T, H, W, C = x.shape
     u = x.flatten(2, 3).transpose(1, 2).reshape(B * H * W, T, C)
-    h = layer_norm(u, t_norm)
-    u = add_branch(u, drop_path, attention, h, t_qkv, t_proj, num_heads=num_heads)
+    options = {"norm": t_norm, "num_heads": num_heads}
+    u = add_branch(u, drop_path, attention, u, t_qkv, t_proj, **options)
 
     v = u.view(B, H * W, T, C).transpose(1, 2).reshape(B * T, H * W, C)
-    h, z = layer_norm(v, norm1), x.reshape(v.shape)
-    z = add_branch(z, drop_path, attention, h, qkv, proj, num_heads=num_heads)
+    z, options = x.reshape(v.shape), {"norm": norm1, "num_heads": num_heads}
+    z = add_branch(z, drop_path, attention, v, qkv, proj, **options)
 
     z = z.reshape(B, T * H * W, C)
-    z = add_branch(z, drop_path, feed_forward, layer_norm(z, norm2), fc1, fc2)
+    z = add_branch(z, drop_path, feed_forward, z, fc1, fc2, norm=norm2)
     return z.view(x.shape)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from .layers import Called, Layer, attention, depthwise_conv3d, feed_forward, scaled
-from .norms import layer_norm
 from .parameters import LayerNorm
 from .residual import add_branch
 
@@ -54,8 +53,7 @@ def global_block(
     """
     x = depthwise_conv3d(x, dpe, residual=True)
     z = x.flatten(1, 3)
-    h, layers = layer_norm(z, norm1), scaled(gamma_1, qkv, proj)
-    z = add_branch(z, drop_path, attention, h, *layers, num_heads=num_heads)
-    h, layers = layer_norm(z, norm2), scaled(gamma_2, fc1, fc2)
-    z = add_branch(z, drop_path, feed_forward, h, *layers)
+    layers, options = scaled(gamma_1, qkv, proj), {"norm": norm1, "num_heads": num_heads}
+    z = add_branch(z, drop_path, attention, z, *layers, **options)
+    z = add_branch(z, drop_path, feed_forward, z, *scaled(gamma_2, fc1, fc2), norm=norm2)
     return z.view(x.shape)

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import joint_attention_with_score, token_recover, token_shrink
-from .layers import Called, Layer, depthwise_conv3d, feed_forward, linear, scaled
-from .norms import layer_norm
+from .layers import Called, Layer, depthwise_conv3d, feed_forward, layer_norm, linear, scaled
 from .parameters import LayerNorm
 from .residual import add
 
@@ -86,15 +85,15 @@ def hourglass_block(
     else:
         z = torch.cat([score_token, tokens], 1)
 
-    h = layer_norm(z, norm1)
     if proj is None:
-        u, score = qkv.function(h)
+        u, score = qkv.function(layer_norm(z, norm1))
         u = u if gamma_1 is None else gamma_1 * u
     else:
-        a, score = joint_attention_with_score(linear(h, qkv), num_heads, queries=queries)
+        packed = linear(z, qkv, norm=norm1)
+        a, score = joint_attention_with_score(packed, num_heads, queries=queries)
         u = linear(a, *scaled(gamma_1, proj))
     z = add(z, u, drop_path)
-    m = feed_forward(layer_norm(z, norm2), *scaled(gamma_2, fc1, fc2))
+    m = feed_forward(z, *scaled(gamma_2, fc1, fc2), norm=norm2)
     z = add(z, m, drop_path)
 
     score_token, seen, score = z[:, :1], z[:, 1 : 1 + kept], score[:, 1:]

@@ -86,16 +86,38 @@ def _is_plain(module: nn.Module) -> bool:
     )
 
 
+def layer_norm(x: Tensor, norm: LayerNorm | Called | None) -> Tensor:
+    """LayerNorm over the last axis of ``[..., C]``; no norm changes nothing."""
+    if isinstance(norm, LayerNorm):
+        return ops.layer_norm(x, norm.weight, norm.bias, eps=norm.eps)
+    return x if norm is None else norm(x)
+
+
 def linear(
-    x: Tensor, layer: Layer, *, activation: str | None = None, residual: Tensor | None = None
+    x: Tensor,
+    layer: Layer,
+    *,
+    norm: LayerNorm | Called | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """``[residual +] activation(layer(x))`` of a linear layer or a 1x1(x1) convolution."""
+    """``[residual +] activation(layer(norm(x)))`` of a linear layer or a 1x1(x1) convolution."""
     if isinstance(layer, Affine):
-        return ops.linear(x, *layer.as_linear(), activation=activation, residual=residual)
+        x, options = _norm_inside(x, norm)
+        options |= {"activation": activation, "residual": residual}
+        return ops.linear(x, *layer.as_linear(), **options)
+    x = layer_norm(x, norm)
     if activation is None:
         return layer(x, residual=residual)
     y = _ACTIVATIONS[activation](layer(x))
     return y if residual is None else residual + y
+
+
+def _norm_inside(x: Tensor, norm: LayerNorm | Called | None) -> tuple[Tensor, dict[str, Any]]:
+    """For operators that normalise for themselves: a norm that is called is done in front."""
+    if isinstance(norm, LayerNorm):
+        return x, {"norm_weight": norm.weight, "norm_bias": norm.bias, "eps": norm.eps}
+    return layer_norm(x, norm), {}
 
 
 def depthwise_conv3d(x: Tensor, layer: Layer, *, residual: bool = False) -> Tensor:
@@ -110,16 +132,19 @@ def feed_forward(
     fc1: Layer,
     fc2: Layer | None = None,
     *,
+    norm: LayerNorm | Called | None = None,
     activation: str = "gelu",
     residual: Tensor | None = None,
 ) -> Tensor:
-    """``[residual +] fc2(activation(fc1(x)))``; without ``fc2``, ``fc1`` is the whole network."""
+    """``[residual +] fc2(activation(fc1(norm(x))))``; ``fc1`` alone is the whole network."""
     if fc2 is None:
-        return fc1(x, residual=residual)
+        return fc1(layer_norm(x, norm), residual=residual)
     if isinstance(fc1, Affine) and isinstance(fc2, Affine):
-        layers = *fc1.as_linear(), *fc2.as_linear()
-        return ops.feed_forward(x, *layers, activation=activation, residual=residual)
-    return linear(linear(x, fc1, activation=activation), fc2, residual=residual)
+        x, options = _norm_inside(x, norm)
+        options |= {"activation": activation, "residual": residual}
+        return ops.feed_forward(x, *fc1.as_linear(), *fc2.as_linear(), **options)
+    hidden = linear(x, fc1, norm=norm, activation=activation)
+    return linear(hidden, fc2, residual=residual)
 
 
 def attention(
@@ -127,13 +152,15 @@ def attention(
     qkv: Layer,
     proj: Layer | None = None,
     *,
+    norm: LayerNorm | Called | None = None,
     num_heads: int,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """``[residual +] proj(Attention(qkv(x)))``; without ``proj``, ``qkv`` is the whole of it."""
+    """``[residual +] proj(Attention(qkv(norm(x))))``; ``qkv`` alone is the whole of it."""
     if proj is None:
-        return qkv(x, residual=residual)
-    return linear(ops.joint_attention(linear(x, qkv), num_heads), proj, residual=residual)
+        return qkv(layer_norm(x, norm), residual=residual)
+    y = ops.joint_attention(linear(x, qkv, norm=norm), num_heads)
+    return linear(y, proj, residual=residual)
 
 
 def scaled(gamma: Tensor | None, *layers: Layer | None) -> list[Layer]:

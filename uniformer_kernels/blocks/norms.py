@@ -10,15 +10,8 @@ from torch import Tensor
 
 from .. import ops
 from .layers import Called, Layer
-from .parameters import Affine, BatchNorm, LayerNorm
+from .parameters import Affine, BatchNorm
 from .synchronise import synchronise
-
-
-def layer_norm(x: Tensor, norm: LayerNorm | Called) -> Tensor:
-    """LayerNorm over the last axis of ``[..., C]``."""
-    if isinstance(norm, Called):
-        return norm(x)
-    return ops.layer_norm(x, norm.weight, norm.bias, eps=norm.eps)
 
 
 def batch_norm(x: Tensor, norm: BatchNorm | Called) -> Tensor:

@@ -11,8 +11,8 @@ from torch import Tensor
 from .. import onednn
 from ..backends import needs_grad
 from ..ops import patch_embed
-from .layers import Called, Layer
-from .norms import batch_norm, layer_norm
+from .layers import Called, Layer, layer_norm
+from .norms import batch_norm
 from .parameters import BatchNorm, LayerNorm
 
 

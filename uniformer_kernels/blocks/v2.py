@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
-from .layers import Called, Layer, attention, depthwise_conv3d, feed_forward, linear
-from .norms import layer_norm, norm_then
+from .layers import Called, Layer, attention, depthwise_conv3d, feed_forward, layer_norm, linear
+from .norms import norm_then
 from .parameters import Affine, BatchNorm, LayerNorm
 from .residual import add, add_branch
 
@@ -158,16 +158,16 @@ def local_uniblock(
     if lmhra1 is not None:
         x = temporal_mhra(x, lmhra1, grid=grid, drop_path=drop_path)
 
-    def attend(h: Tensor, *, residual: Tensor | None = None) -> Tensor:
-        h, r = (t if t is None else t.flatten(0, 1) for t in (h, residual))
-        a = attention(h, in_proj, out_proj, num_heads=num_heads, residual=r)
-        return a.view(x.shape)
+    def attend(x: Tensor, *, residual: Tensor | None = None) -> Tensor:
+        frames, r = (t if t is None else t.flatten(0, 1) for t in (x, residual))
+        options = {"norm": ln_1, "num_heads": num_heads, "residual": r}
+        return attention(frames, in_proj, out_proj, **options).view(x.shape)
 
-    x = add_branch(x, drop_path, attend, layer_norm(x, ln_1), axis=2)
+    x = add_branch(x, drop_path, attend, x, axis=2)
     if lmhra2 is not None:
         x = temporal_mhra(x, lmhra2, grid=grid, drop_path=drop_path)
-    h, options = layer_norm(x, ln_2), {"activation": "quick_gelu", "axis": 2}
-    return add_branch(x, drop_path, feed_forward, h, c_fc, c_proj, **options)
+    options = {"norm": ln_2, "activation": "quick_gelu", "axis": 2}
+    return add_branch(x, drop_path, feed_forward, x, c_fc, c_proj, **options)
 
 
 def video_memory(x: Tensor, *, grid: tuple[int, int], dpe: Layer) -> Tensor:
@@ -235,10 +235,10 @@ def global_uniblock(
     else:
         a = _query_attention(q, memory, ln_3, in_proj, num_heads)
         query = add_branch(query, drop_path, linear, a, out_proj, axis=None)
-    h = layer_norm(query, ln_2)
     if c_proj is None:
-        return add_branch(query, drop_path, c_fc, h, axis=None)
-    h = F.dropout(linear(h, c_fc, activation="quick_gelu"), dropout, training=dropout > 0)
+        return add_branch(query, drop_path, c_fc, layer_norm(query, ln_2), axis=None)
+    h = linear(query, c_fc, norm=ln_2, activation="quick_gelu")
+    h = F.dropout(h, dropout, training=dropout > 0)
     return add_branch(query, drop_path, linear, h, c_proj, axis=None)
 
 

@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import window_attention
-from .layers import Called, Layer, depthwise_conv3d, feed_forward, linear
-from .norms import layer_norm
+from .layers import Called, Layer, depthwise_conv3d, feed_forward, layer_norm, linear
 from .parameters import Affine, LayerNorm
 from .residual import add_branch
 
@@ -55,20 +54,22 @@ def window_block(
         ValueError, TypeError: what the operators raise for a shape or dtype that does not fit.
     """
     x = depthwise_conv3d(x, dpe, residual=True)
-    h = layer_norm(x, norm1)
     if proj is None:
-        x = add_branch(x, drop_path, _in_windows, h, qkv, window_size)
+        x = add_branch(x, drop_path, _in_windows, layer_norm(x, norm1), qkv, window_size)
     else:
-        y = _window_attention(h, qkv, num_heads, window_size)
+        y = _window_attention(x, norm1, qkv, num_heads, window_size)
         x = add_branch(x, drop_path, linear, y, proj)
-    return add_branch(x, drop_path, feed_forward, layer_norm(x, norm2), fc1, fc2)
+    return add_branch(x, drop_path, feed_forward, x, fc1, fc2, norm=norm2)
 
 
-def _window_attention(x: Tensor, qkv: Layer, num_heads: int, window_size: int) -> Tensor:
+def _window_attention(
+    x: Tensor, norm: LayerNorm | Called, qkv: Layer, num_heads: int, window_size: int
+) -> Tensor:
     if isinstance(qkv, Affine):
-        return window_attention(linear(x, qkv), qkv.bias, num_heads, window_size)
+        return window_attention(linear(x, qkv, norm=norm), qkv.bias, num_heads, window_size)
     H, W = x.shape[2:4]
-    y = qkv(_filled_up(x, window_size))  # nobody knows what it gives for a zero
+    # Nobody knows what it gives for a zero.
+    y = qkv(_filled_up(layer_norm(x, norm), window_size))
     return window_attention(y, None, num_heads, window_size)[:, :, :H, :W]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -61,11 +62,62 @@ def _triton(
     return kernels("triton").layer_norm(x, weight, bias, eps)[0]
 
 
+def normalised(
+    backend: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``layer_norm(x)``, and of every row the mean and 1 / deviation; without a weight just ``x``.
+
+    For operators that normalise what they take: they keep ``x``, which a residual branch keeps
+    anyway, and normalise it again in backward.
+    """
+    if weight is None:
+        return x, x.new_empty(0), x.new_empty(0)
+    if backend == "cpu":
+        return torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
+    return kernels(backend).layer_norm(x, weight, bias, eps)
+
+
+def norm_backward(
+    backend: str,
+    dy: Tensor | None,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    wanted: Sequence[bool],
+) -> Sequence[Tensor | None]:
+    """The gradients that are wanted of ``x``, ``weight`` and ``bias``, from ``normalised``'s."""
+    if weight is None or not any(wanted):
+        return dy, None, None
+    dy = dy.to(x.dtype)
+    if backend == "cpu":
+        backward = torch.ops.aten.native_layer_norm_backward
+        return backward(dy, x, x.shape[-1:], mean, rstd, weight, bias, list(wanted))
+    want_input, want_weight, want_bias = wanted
+    gradients = kernels(backend).layer_norm_backward(
+        dy, x, weight, mean, rstd, want_input, want_weight or want_bias
+    )
+    return tuple(t if want else None for t, want in zip(gradients, wanted, strict=True))
+
+
+def check_norm(
+    operator: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, prefix: str = ""
+) -> None:
+    """Whether these are the parameters of a norm of ``x``."""
+    for name, vector in ((f"{prefix}weight", weight), (f"{prefix}bias", bias)):
+        if vector is not None:
+            checks.shape(operator, name, vector, [x.shape[-1]])
+            if x.element_size() > 2 or vector.dtype != torch.float32:
+                checks.alike(operator, ("x", x), **{name: vector})
+    checks.alongside(operator, ("x", x), **{f"{prefix}weight": weight, f"{prefix}bias": bias})
+
+
 def _cpu_declines(x: Tensor, *_: Any, **__: Any) -> str | None:
     return None if x.device.type == "cpu" else f"x is on {x.device}"
 
 
-def _triton_declines(x: Tensor, *_: Any, **__: Any) -> str | None:
+def norm_declines(x: Tensor, *_: Any, **__: Any) -> str | None:
     if x.shape[-1] > _MAX_CHANNELS:
         return f"C is {x.shape[-1]}, expected at most {_MAX_CHANNELS}"
     return triton.declines(x)
@@ -101,7 +153,7 @@ def _fake_backward(
 _layer_norm = Operator(
     _NAME,
     cpu=Implementation(reference.layer_norm, _cpu_declines),
-    triton=Implementation(_triton, _triton_declines),
+    triton=Implementation(_triton, norm_declines),
     reference=Implementation(reference.layer_norm, always),
 )
 
@@ -128,10 +180,5 @@ def layer_norm(
     """
     checks.floating(_NAME, "x", x)
     checks.at_least_1d(_NAME, "x", x)
-    for name, vector in (("weight", weight), ("bias", bias)):
-        if vector is not None:
-            checks.shape(_NAME, name, vector, [x.shape[-1]])
-            if x.element_size() > 2 or vector.dtype != torch.float32:
-                checks.alike(_NAME, ("x", x), **{name: vector})
-    checks.alongside(_NAME, ("x", x), weight=weight, bias=bias)
+    check_norm(_NAME, x, weight, bias)
     return _layer_norm(x, weight, bias, eps=eps)

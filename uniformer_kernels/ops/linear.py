@@ -1,4 +1,4 @@
-"""Matrix products with their neighbours: activation and residual."""
+"""Matrix products with their neighbours: LayerNorm, activation and residual."""
 
 from __future__ import annotations
 
@@ -12,37 +12,54 @@ from .. import checks, onednn, reference, triton
 from ..backends import Implementation, Operator, always, needs_grad
 from ..kernels import kernels, register_fake
 from ..once import once_differentiable
+from .layer_norm import check_norm, norm_backward, norm_declines, normalised
 
 _ACTIVATIONS = ("gelu", "quick_gelu")
 
 
 class _RowsLinear(torch.autograd.Function):
-    """``[residual +] x weightᵀ + bias`` with the products of rows by ``onednn``."""
+    """``[residual +] layer_norm(x) weightᵀ + bias`` with the products of rows by ``onednn``."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
-        return _rows_linear(x, weight, bias, None, residual)
+    def forward(
+        x: Tensor,
+        norm_weight: Tensor | None,
+        norm_bias: Tensor | None,
+        eps: float,
+        weight: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        h, mean, rstd = normalised("cpu", x, norm_weight, norm_bias, eps)
+        return _rows_linear(h.to(weight.dtype), weight, bias, None, residual), mean, rstd
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        x, weight, *_ = inputs
-        ctx.save_for_backward(x, weight)
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+        *norm, ctx.eps, weight, _, _ = inputs
+        _, *statistics = output
+        ctx.save_for_backward(*norm, *statistics, weight)
+        ctx.mark_non_differentiable(*statistics)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        want_x, want_weight, want_bias, want_residual = ctx.needs_input_grad
+    def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if dy is None:  # nothing depends on the result
+            return (None,) * len(ctx.needs_input_grad)
+        *norm, mean, rstd, weight = ctx.saved_tensors
+        *want_norm, _, want_weight, want_bias, want_residual = ctx.needs_input_grad
         dresidual = dy if want_residual else None
-        dy = onednn.rows(dy).to(x.dtype)
-        dx = onednn.product(dy, weight.t()).view(x.shape) if want_x else None
-        if not want_weight:
-            return dx, None, dy.sum(0) if want_bias else None, dresidual
-        gradients = onednn.weight_gradient(dy, onednn.rows(x))
-        dweight, dbias = (d.to(x.dtype) for d in gradients)
-        return dx, dweight, dbias if want_bias else None, dresidual
+        x, dy = norm[0], onednn.rows(dy).to(weight.dtype)
+        dh = onednn.product(dy, weight.t()).view(x.shape) if any(want_norm) else None
+        dnorm = norm_backward("cpu", dh, *norm, mean, rstd, want_norm)
+        dweight, dbias = None, dy.sum(0) if want_bias and not want_weight else None
+        if want_weight:
+            h = normalised("cpu", *norm, ctx.eps)[0].to(weight.dtype)
+            gradients = onednn.weight_gradient(dy, onednn.rows(h))
+            dweight, dbias = (d.to(weight.dtype) for d in gradients)
+        return *dnorm, None, dweight, dbias if want_bias else None, dresidual
 
 
 def _rows_linear(
@@ -59,21 +76,29 @@ def _rows_linear(
     return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], weight.shape[0]))
 
 
-def _cpu_linear(
+def _cpu_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor:
+    compute = _onednn_linear if onednn.serves(weight, x) else reference.linear
+    return compute(x, weight, bias, **options)
+
+
+def _onednn_linear(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor | None = None,
+    bias: Tensor | None,
     *,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    eps: float = 1e-5,
     activation: str | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    if not onednn.serves(x, weight):
-        return reference.linear(x, weight, bias, activation=activation, residual=residual)
-    if not needs_grad(x, weight, bias, residual):
-        return _rows_linear(x, weight, bias, activation, residual)
+    norm = norm_weight, norm_bias, eps
+    if not needs_grad(x, norm_weight, norm_bias, weight, bias, residual):
+        h, *_ = normalised("cpu", x, *norm)
+        return _rows_linear(h.to(weight.dtype), weight, bias, activation, residual)
     if activation is None:
-        return _RowsLinear.apply(x, weight, bias, residual)
-    y = _RowsLinear.apply(x, weight, bias, None)
+        return _RowsLinear.apply(x, *norm, weight, bias, residual)[0]
+    y, *_ = _RowsLinear.apply(x, *norm, weight, bias, None)
     if activation == "gelu":
         y = F.gelu(y)
     elif y.dtype == torch.bfloat16:  # with one rounding less
@@ -88,37 +113,56 @@ def _cpu_declines(x: Tensor, *_: Any, **__: Any) -> str | None:
 
 
 class _TritonLinear(torch.autograd.Function):
-    """``[residual +] activation(x weightᵀ + bias)``; keeps what the activation was applied to."""
+    """``[residual +] activation(layer_norm(x) weightᵀ + bias)``.
+
+    Keeps what the activation was applied to.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        return kernels("triton").linear(x, weight, bias, activation, residual, True)
+        x: Tensor,
+        norm_weight: Tensor | None,
+        norm_bias: Tensor | None,
+        eps: float,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: str,
+        residual: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        h, *statistics = normalised("triton", x, norm_weight, norm_bias, eps)
+        h = h.to(weight.dtype)
+        return *kernels("triton").linear(h, weight, bias, activation, residual, True), *statistics
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-        x, weight, _, ctx.activation, _ = inputs
-        _, z = output
-        ctx.save_for_backward(x, weight, z)
-        ctx.mark_non_differentiable(z)
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+        *norm, ctx.eps, weight, _, ctx.activation, _ = inputs
+        _, z, *statistics = output
+        ctx.save_for_backward(*norm, *statistics, weight, z)
+        ctx.mark_non_differentiable(z, *statistics)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if dy is None:  # nothing depends on the result
             return (None,) * len(ctx.needs_input_grad)
-        x, weight, z = ctx.saved_tensors
-        want_x, want_weight, want_bias, _, want_residual = ctx.needs_input_grad
+        *norm, mean, rstd, weight, z = ctx.saved_tensors
+        *want_norm, _, want_weight, want_bias, _, want_residual = ctx.needs_input_grad
+        want_h = any(want_norm)
         dz, _, db = _before_activation(
-            dy, z, ctx.activation, x.dtype, want_x or want_weight, False, want_bias
+            dy, z, ctx.activation, weight.dtype, want_h or want_weight, False, want_bias
         )
+        dh = torch.mm(dz, weight).view(norm[0].shape) if want_h else None
+        dweight = None
+        if want_weight:
+            h = normalised("triton", *norm, ctx.eps)[0].to(weight.dtype)
+            dweight = torch.mm(dz.t(), onednn.rows(h))
         return (
-            torch.mm(dz, weight).view(x.shape) if want_x else None,
-            torch.mm(dz.t(), onednn.rows(x)) if want_weight else None,
+            *norm_backward("triton", dh, *norm, mean, rstd, want_norm),
+            None,
+            dweight,
             db,
             None,
             dy if want_residual else None,
@@ -156,21 +200,33 @@ def _triton_linear(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    eps: float = 1e-5,
     activation: str | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    if needs_grad(x, weight, bias, residual):
-        return _TritonLinear.apply(x, weight, bias, activation or "", residual)[0]
-    return kernels("triton").linear(x, weight, bias, activation or "", residual, False)[0]
+    norm, layer = (norm_weight, norm_bias, eps), (weight, bias, activation or "", residual)
+    if needs_grad(x, norm_weight, norm_bias, weight, bias, residual):
+        return _TritonLinear.apply(x, *norm, *layer)[0]
+    h = normalised("triton", x, *norm)[0].to(weight.dtype)
+    return kernels("triton").linear(h, *layer, False)[0]
 
 
 def _triton_declines(
-    x: Tensor, *layers: Tensor | None, residual: Tensor | None = None, **_: Any
+    x: Tensor,
+    *layers: Tensor | None,
+    norm_weight: Tensor | None = None,
+    residual: Tensor | None = None,
+    **_: Any,
 ) -> str | None:
     if any(t is not None and t.numel() == 0 for t in layers):
         return "a layer has no channels"
-    reason = triton.declines(x)
-    return reason if reason or residual is None else triton.declines(residual, "residual")
+    return (
+        (triton.declines(x) if norm_weight is None else norm_declines(x))
+        or triton.declines(layers[0], "weight")  # narrower than x where autocast is on
+        or (None if residual is None else triton.declines(residual, "residual"))
+    )
 
 
 @register_fake("linear")
@@ -228,20 +284,38 @@ def _check_activation(
         raise ValueError(f"{operator}: activation: expected {wanted}, got {activation!r}")
 
 
+def _autocast(
+    operator: str, x: Tensor, norm_weight: Tensor | None, **layers: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """The tensors under autocast, which leaves an ``x`` that is normalised first as it is."""
+    like, *layers_ = checks.autocast(x if norm_weight is None else x.new_empty(0), *layers.values())
+    checks.alike(operator, ("x", like), **dict(zip(layers, layers_, strict=True)))
+    return like if norm_weight is None else x, *layers_
+
+
 def linear(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     *,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    eps: float = 1e-5,
     activation: str | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
     """``[residual +] activation(x weightᵀ + bias)``; ``F.linear`` with its neighbours.
 
+    With a ``norm_weight`` it is ``layer_norm(x)`` that is multiplied, and ``x`` that is kept for
+    backward: the normalised tensor is made again there.
+
     Args:
-        x: ``[..., C_in]``.
+        x: ``[..., C_in]``; autocast leaves one that is normalised as it is.
         weight: ``[C_out, C_in]``.
         bias: ``[C_out]``.
+        norm_weight: ``[C_in]``, LayerNorm's; ``None`` for no norm.
+        norm_bias: ``[C_in]``.
+        eps: LayerNorm's.
         activation: ``"gelu"`` (the exact, erf form), ``"quick_gelu"`` (``x sigmoid(1.702 x)``) or
             ``None``.
         residual: ``[..., C_out]``, added last; autocast leaves it as it is.
@@ -260,7 +334,8 @@ def linear(
     if residual is not None:
         checks.shape("linear", "residual", residual, [*x.shape[:-1], weight.shape[0]])
     residual = checks.apart(residual, x)
-    x, weight, bias = checks.autocast(x, weight, bias)
-    checks.alike("linear", ("x", x), weight=weight, bias=bias)
+    norm = {"norm_weight": norm_weight, "norm_bias": norm_bias, "eps": eps}
+    check_norm("linear", x, norm_weight, norm_bias, "norm_")
+    x, weight, bias = _autocast("linear", x, norm_weight, weight=weight, bias=bias)
     checks.alongside("linear", ("x", x), residual=residual)
-    return _linear(x, weight, bias, activation=activation, residual=residual)
+    return _linear(x, weight, bias, **norm, activation=activation, residual=residual)
