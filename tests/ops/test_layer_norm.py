@@ -82,11 +82,12 @@ def test_opcheck(backend) -> None:
         ops = kernels(backend)
         given = inputs(3, 24).values()
         torch.library.opcheck(ops.layer_norm.default, (*given, 1e-5))
-        x, weight, _ = given
-        _, *statistics = ops.layer_norm(x, None, None, 1e-5)
-        for wanted in ((True, False), (False, True)):
-            arguments = (draw(3, 24), x, weight, *statistics, *wanted)
+        y, *statistics = ops.layer_norm(*given, 1e-5)
+        for wanted in ((True, False, True), (False, True, False)):
+            arguments = (draw(3, 24), *given, *statistics, *wanted)
             torch.library.opcheck(ops.layer_norm_backward.default, arguments)
+        *_, again = ops.layer_norm_backward(draw(3, 24), *given, *statistics, True, True, True)
+        torch.testing.assert_close(again, y)
 
 
 def test_too_many_channels_for_a_program() -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.contract import DTYPES, check, draw, evaluate
+from tests.contract import DTYPES, Function, check, draw, evaluate
 from uniformer_kernels import BackendError, bfloat16, feed_forward, linear, onednn, reference
 from uniformer_kernels.kernels import kernels
 
@@ -79,6 +79,53 @@ def test_wide_feed_forward(sizes, dtype, backend) -> None:
     }
     for needs in (None, *([name] for name in inputs), ["fc1_bias", "fc2_bias"]):
         check(feed_forward, reference.feed_forward, inputs, reduction=C * hidden, needs=needs)
+
+
+NORMALISED = {
+    "linear": {"weight": (33, 70)},
+    "narrow feed_forward": {"fc1_weight": (40, 70), "fc2_weight": (24, 40)},
+    "wide feed_forward": {"fc1_weight": (516, 70), "fc2_weight": (24, 516)},
+}
+
+
+def _behind_a_norm(name: str) -> tuple[tuple[Function, Function], dict[str, torch.Tensor]]:
+    """An operator and its reference, and its layers."""
+    layers = {key: draw(*shape) * shape[1] ** -0.5 for key, shape in NORMALISED[name].items()}
+    if name == "linear":
+        return (linear, reference.linear), layers
+    no_biases = {"fc1_bias": None, "fc2_bias": None}
+    return tuple(partial(f, **no_biases) for f in (feed_forward, reference.feed_forward)), layers
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", NORMALISED)
+def test_normalises_first(name, dtype, backend) -> None:
+    """Rows off zero, with every choice of gradients; a norm may be wider than what it is of."""
+    functions, layers = _behind_a_norm(name)
+    function, plain = (partial(f, activation="quick_gelu", eps=0.5) for f in functions)
+    for wide in {dtype, torch.float32} if dtype.itemsize == 2 else {dtype}:
+        inputs = {"x": draw(2, 19, 70) + 3, **layers}
+        inputs = {key: t.to(dtype) for key, t in inputs.items()}
+        inputs |= {key: draw(70, dtype=wide) for key in ("norm_weight", "norm_bias")}
+        for needs in (None, *([key] for key in inputs), ["norm_weight", "norm_bias"]):
+            check(function, plain, inputs, reduction=70 * 516, needs=needs)
+
+
+@pytest.mark.parametrize("name", NORMALISED)
+def test_keeps_no_normalised_rows(name, backend) -> None:
+    """But what it was given, and two numbers a row; Triton's wide networks keep hidden channels."""
+    if backend == "reference":  # PyTorch differentiates it
+        return
+    (function, _), layers = _behind_a_norm(name)
+    given = {"x": draw(200, 70), **layers, "norm_weight": draw(70), "norm_bias": draw(70)}
+    given = {key: t.requires_grad_() for key, t in given.items()}
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda t: t):
+        function(**given)
+    own = {t.data_ptr() for t in given.values()}
+    sizes = {t.numel() for t in kept if t.data_ptr() not in own and t.numel() > 0}
+    hidden = {200 * 516} if backend == "triton" and name.startswith("wide") else set()
+    assert sizes == {200} | hidden
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

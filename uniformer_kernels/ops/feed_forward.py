@@ -101,9 +101,12 @@ class _FeedForward(torch.autograd.Function):
             dy, h, *layers, ctx.activation, any(want_norm), any(want_layers)
         )
         dh = dh if any(want_norm) else None
+        dnorm, _ = norm_backward(
+            ctx.backend, dh, *norm, mean, rstd, ctx.eps, want_norm, again=False
+        )
         wanted = zip(dlayers, want_layers, strict=True)
         return (
-            *norm_backward(ctx.backend, dh, *norm, mean, rstd, want_norm),
+            *dnorm,
             None,
             *(gradient if want else None for gradient, want in wanted),
             None,
@@ -159,7 +162,7 @@ class _WideFeedForward(torch.autograd.Function):
         dout, _, db2 = _before_activation(
             dy, None, "", dtype, want_inner or want_fc2, False, want_b2
         )
-        dh = dfc1 = db1 = dfc2 = None
+        dh = db1 = dfc2 = None
         if want_inner or want_fc2:
             # Where it is not wanted, any tensor of its shape will do.
             dhidden = torch.mm(dout, fc2_weight) if want_inner else onednn.rows(z)
@@ -168,13 +171,13 @@ class _WideFeedForward(torch.autograd.Function):
             )
             dfc2 = torch.mm(dout.t(), hidden) if want_fc2 else None
             dh = torch.mm(dz, fc1_weight).view(norm[0].shape) if want_h else None
-            if want_fc1:
-                h = normalised(ctx.backend, *norm, ctx.eps)[0].to(dtype)
-                dfc1 = torch.mm(dz.t(), onednn.rows(h))
+        dnorm, h = norm_backward(
+            ctx.backend, dh, *norm, mean, rstd, ctx.eps, want_norm, again=want_fc1
+        )
         return (
-            *norm_backward(ctx.backend, dh, *norm, mean, rstd, want_norm),
+            *dnorm,
             None,
-            dfc1,
+            torch.mm(dz.t(), onednn.rows(h).to(dtype)) if want_fc1 else None,
             db1 if want_b1 else None,
             dfc2,
             db2,

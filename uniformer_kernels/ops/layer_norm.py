@@ -42,9 +42,10 @@ class _LayerNorm(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if dy is None:  # nothing depends on the result
             return (None,) * len(ctx.needs_input_grad)
+        x, weight, *statistics = ctx.saved_tensors
         want_input, want_weight, want_bias, _ = ctx.needs_input_grad
-        dx, dw, db = kernels("triton").layer_norm_backward(
-            dy, *ctx.saved_tensors, want_input, want_weight or want_bias
+        dx, dw, db, _ = kernels("triton").layer_norm_backward(
+            dy, x, weight, None, *statistics, want_input, want_weight or want_bias, False
         )
         return (
             dx if want_input else None,
@@ -85,20 +86,24 @@ def norm_backward(
     bias: Tensor | None,
     mean: Tensor,
     rstd: Tensor,
+    eps: float,
     wanted: Sequence[bool],
-) -> Sequence[Tensor | None]:
-    """The gradients that are wanted of ``x``, ``weight`` and ``bias``, from ``normalised``'s."""
+    again: bool,
+) -> tuple[Sequence[Tensor | None], Tensor | None]:
+    """The gradients of ``x``, ``weight`` and ``bias`` that are wanted, and the result again."""
+    norm = x, weight, bias
     if weight is None or not any(wanted):
-        return dy, None, None
+        return (dy, None, None), normalised(backend, *norm, eps)[0] if again else None
     dy = dy.to(x.dtype)
     if backend == "cpu":
         backward = torch.ops.aten.native_layer_norm_backward
-        return backward(dy, x, x.shape[-1:], mean, rstd, weight, bias, list(wanted))
+        found = backward(dy, x, x.shape[-1:], mean, rstd, weight, bias, list(wanted))
+        return found, normalised(backend, *norm, eps)[0] if again else None
     want_input, want_weight, want_bias = wanted
-    gradients = kernels(backend).layer_norm_backward(
-        dy, x, weight, mean, rstd, want_input, want_weight or want_bias
+    *found, y = kernels(backend).layer_norm_backward(
+        dy, *norm, mean, rstd, want_input, want_weight or want_bias, again
     )
-    return tuple(t if want else None for t, want in zip(gradients, wanted, strict=True))
+    return tuple(t if want else None for t, want in zip(found, wanted, strict=True)), y
 
 
 def check_norm(
@@ -136,17 +141,20 @@ def _fake_backward(
     dy: Tensor,
     x: Tensor,
     weight: Tensor | None,
+    bias: Tensor | None,
     mean: Tensor,
     rstd: Tensor,
     want_input: bool,
     want_weight: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    want_output: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     parameter = x if weight is None else weight
     size = x.shape[-1] if want_weight else 0
     return (
         x.new_empty(x.shape if want_input else 0),
         parameter.new_empty(size),
         parameter.new_empty(size),
+        x.new_empty(x.shape if want_output else 0),
     )
 
 

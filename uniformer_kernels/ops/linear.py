@@ -53,11 +53,12 @@ class _RowsLinear(torch.autograd.Function):
         dresidual = dy if want_residual else None
         x, dy = norm[0], onednn.rows(dy).to(weight.dtype)
         dh = onednn.product(dy, weight.t()).view(x.shape) if any(want_norm) else None
-        dnorm = norm_backward("cpu", dh, *norm, mean, rstd, want_norm)
+        dnorm, h = norm_backward(
+            "cpu", dh, *norm, mean, rstd, ctx.eps, want_norm, again=want_weight
+        )
         dweight, dbias = None, dy.sum(0) if want_bias and not want_weight else None
         if want_weight:
-            h = normalised("cpu", *norm, ctx.eps)[0].to(weight.dtype)
-            gradients = onednn.weight_gradient(dy, onednn.rows(h))
+            gradients = onednn.weight_gradient(dy, onednn.rows(h).to(weight.dtype))
             dweight, dbias = (d.to(weight.dtype) for d in gradients)
         return *dnorm, None, dweight, dbias if want_bias else None, dresidual
 
@@ -155,14 +156,13 @@ class _TritonLinear(torch.autograd.Function):
             dy, z, ctx.activation, weight.dtype, want_h or want_weight, False, want_bias
         )
         dh = torch.mm(dz, weight).view(norm[0].shape) if want_h else None
-        dweight = None
-        if want_weight:
-            h = normalised("triton", *norm, ctx.eps)[0].to(weight.dtype)
-            dweight = torch.mm(dz.t(), onednn.rows(h))
+        dnorm, h = norm_backward(
+            "triton", dh, *norm, mean, rstd, ctx.eps, want_norm, again=want_weight
+        )
         return (
-            *norm_backward("triton", dh, *norm, mean, rstd, want_norm),
+            *dnorm,
             None,
-            dweight,
+            torch.mm(dz.t(), onednn.rows(h).to(weight.dtype)) if want_weight else None,
             db,
             None,
             dy if want_residual else None,

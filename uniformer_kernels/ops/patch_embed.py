@@ -89,8 +89,8 @@ class _PatchEmbed(torch.autograd.Function):
         dscale = dshift = None
         want_product = want_x or want_weight or want_bias
         if norm_weight is not None:
-            dy, dscale, dshift = kernels("triton").layer_norm_backward(
-                dy, y, norm_weight, mean, rstd, want_product, want_scale or want_shift
+            dy, dscale, dshift, _ = kernels("triton").layer_norm_backward(
+                dy, y, norm_weight, None, mean, rstd, want_product, want_scale or want_shift, False
             )
         dx = dweight = dbias = None
         if want_product:

@@ -60,9 +60,11 @@ def _backward_kernel(
     dy,
     x,
     weight,
+    bias,
     mean,
     rstd,
     dx,
+    y,
     partials,
     R,
     steps,
@@ -72,12 +74,16 @@ def _backward_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """A group of rows: their ``dx``, and their part of the parameters' gradients."""
+    """A group of rows: their ``dx``, what they were normalised to, and their part of the
+    parameters' gradients."""
     group = tl.program_id(0).to(tl.int64)
     row, c = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_C)
     scale = 1.0
     if weight is not None:
         scale = tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+    offset = 0.0
+    if bias is not None:
+        offset = tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
     dweight = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     dbias = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     for step in range(steps):
@@ -92,6 +98,9 @@ def _backward_kernel(
         inverse = tl.load(rstd + first + row, mask=in_rows, other=0.0)
         value = (value - centre[:, None]) * inverse[:, None]
         value = tl.where((c < C)[None, :], value, 0.0)
+        at = first * C + (row[:, None] * C + c[None, :])
+        if y is not None:
+            tl.store(y + at, (value * scale + offset).to(y.dtype.element_ty), mask=inside)
         if partials is not None:
             dweight += slope * value
             dbias += slope
@@ -100,7 +109,6 @@ def _backward_kernel(
             along = tl.sum(slope * value, 1) / C
             slope -= value * along[:, None] + (tl.sum(slope, 1) / C)[:, None]
             slope *= inverse[:, None]
-            at = first * C + (row[:, None] * C + c[None, :])
             tl.store(dx + at, slope.to(dx.dtype.element_ty), mask=inside)
     if partials is not None:
         partials += group * (2 * C)
@@ -149,12 +157,14 @@ def layer_norm_backward(
     dy: Tensor,
     x: Tensor,
     weight: Tensor | None,
+    bias: Tensor | None,
     mean: Tensor,
     rstd: Tensor,
     want_input: bool,
     want_weight: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    dx = x.new_empty(x.shape if want_input else 0)
+    want_output: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dx, y = (x.new_empty(x.shape if want else 0) for want in (want_input, want_output))
     dy, x, C = rows(dy), rows(x), x.shape[-1]
     parameter = x if weight is None else weight
     dweight, dbias = (parameter.new_empty(C if want_weight else 0) for _ in range(2))
@@ -170,9 +180,11 @@ def layer_norm_backward(
         dy,
         x,
         None if weight is None else weight.contiguous(),
+        None if bias is None or not want_output else bias.contiguous(),
         mean,
         rstd,
         dx if want_input else None,
+        y if want_output else None,
         partials,
         R,
         steps,
@@ -185,4 +197,4 @@ def layer_norm_backward(
     )
     if want_weight:
         sum_partials(partials, [dweight, dbias])
-    return dx, dweight, dbias
+    return dx, dweight, dbias, y

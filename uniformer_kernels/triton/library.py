@@ -59,8 +59,10 @@ _SCHEMAS = {  # by the file that implements them
     "layer_norm": (
         # And every row's mean and 1 / deviation, float32.
         "layer_norm(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)",
-        "layer_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor mean, Tensor rstd, "
-        "bool want_input, bool want_weight) -> (Tensor, Tensor, Tensor)",
+        # The gradients of x, weight and bias, and the result again, for who did not keep it.
+        "layer_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, "
+        "Tensor rstd, bool want_input, bool want_weight, bool want_output) -> "
+        "(Tensor, Tensor, Tensor, Tensor)",
     ),
     "linear": (
         # And what the activation was applied to, if it is to be saved and there is one.
