@@ -231,6 +231,27 @@ def test_each_is_one_kernel(C) -> None:
     planned(depthwise_feed_forward, second_half((1, 1, 1, 1, C), (5, 5, 5), 4 * C))
 
 
+@pytest.mark.parametrize(("C", "kernel"), [(8, (1, 7, 7)), (129, (1, 3, 3)), (136, (3, 3, 3))])
+def test_too_large_for_one_kernel(C, kernel, backend) -> None:
+    hold(first_half((1, 2, 3, 4, C), kernel, 130))
+    hold(second_half((1, 2, 3, 4, C), kernel, 2 * C))
+
+
+@pytest.mark.parametrize("half", [first_half, second_half])
+def test_too_large_for_one_kernel_is_several(half) -> None:
+    """Of ours and cuBLAS's, not PyTorch's convolutions."""
+    pytest.importorskip("triton")
+    from uniformer_kernels.triton.plan import planning
+
+    operator = depthwise_linear if half is first_half else depthwise_feed_forward
+    metas = {k: t.to("meta") for k, t in half((1, 2, 7, 7, 320), (5, 5, 5)).items()}
+    with planning() as plan:
+        operator(**metas)
+    names = {"addmm", "mm"}
+    assert names >= plan.operators.keys(), plan.operators
+    assert any(call == "depthwise_conv3d" for call, _ in plan.calls)
+
+
 # Who serves, and bad input
 
 
@@ -257,15 +278,9 @@ def test_only_the_reference_records_gradients(half) -> None:
             operator(**some)
 
 
-def test_triton_takes_what_stays_on_the_chip() -> None:
-    wide = first_half((1, 1, 2, 2, 129), (1, 3, 3)).values()
-    assert "1 to 128 channels, not 129" in uk.explain("depthwise_linear", *wide)
-    wide = first_half((1, 1, 2, 2, 8), (1, 3, 3), 130).values()
-    assert "1 to 128 channels, not 130" in uk.explain("depthwise_linear", *wide)
-    wide = second_half((1, 1, 2, 2, 129), (1, 3, 3)).values()
-    assert "1 to 128 channels, not 129" in uk.explain("depthwise_feed_forward", *wide)
-    large = second_half((1, 1, 2, 2, 8), (1, 7, 7)).values()
-    assert "up to 25 taps a frame, not 49" in uk.explain("depthwise_feed_forward", *large)
+def test_triton_declines_nothing_else() -> None:
+    with uk.use_backend("triton"), pytest.raises(uk.BackendError, match="a layer has no channels"):
+        depthwise_linear(**first_half((1, 1, 2, 2, 0), (1, 3, 3), 4))
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from .. import checks, reference, triton
+from .. import checks, reference
 from ..backends import Implementation, Operator, always, needs_grad
 from ..kernels import kernels, register_fake
 from . import depthwise_conv
-from .linear import _check_affine, _cpu_linear, linear
+from .feed_forward import _triton_feed_forward
+from .linear import _check_affine, _cpu_linear, _triton_declines, _triton_linear, linear
 
 _LINEAR, _FEED_FORWARD = "depthwise_linear", "depthwise_feed_forward"
 _NARROW = 128  # channels whose products stay on a GPU's chip at once
@@ -33,8 +31,37 @@ def _cpu_depthwise_feed_forward(
     return kernels("cpu").pointwise_feed_forward(y, residual, *layers)
 
 
-def _triton_kernel(name: str, *args: Tensor | None) -> Any:
-    return getattr(kernels("triton"), name)(*args)
+def _triton_depthwise_linear(
+    x: Tensor, dw_weight: Tensor, dw_bias: Tensor | None, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    if _in_one_kernel(dw_weight, *weight.shape):
+        return kernels("triton").depthwise_linear(x, dw_weight, dw_bias, weight, bias)
+    y = kernels("triton").depthwise_conv3d(x, dw_weight, dw_bias, True)
+    return y, _triton_linear(y, weight, bias)
+
+
+def _triton_depthwise_feed_forward(
+    x: Tensor,
+    residual: Tensor,
+    dw_weight: Tensor,
+    dw_bias: Tensor | None,
+    pw_weight: Tensor,
+    pw_bias: Tensor | None,
+    *layers: Tensor | None,
+) -> Tensor:
+    if _in_one_kernel(dw_weight, x.shape[4]):
+        pw = pw_weight, pw_bias
+        return kernels("triton").depthwise_feed_forward(
+            x, residual, dw_weight, dw_bias, *pw, *layers
+        )
+    y = kernels("triton").depthwise_conv3d(x, dw_weight, dw_bias, False)
+    r = _triton_linear(y, pw_weight, pw_bias, residual=residual)
+    narrow = r.to(x.dtype)
+    return _triton_feed_forward(narrow, *layers, residual=checks.apart(r, narrow))
+
+
+def _in_one_kernel(dw_weight: Tensor, *channels: int) -> bool:
+    return max(channels) <= _NARROW and dw_weight.shape[3:].numel() <= _TAPS
 
 
 def _records(*tensors: Tensor | None) -> str | None:
@@ -50,26 +77,15 @@ def _triton_linear_declines(
     x: Tensor, dw_weight: Tensor, dw_bias: Tensor | None, weight: Tensor, bias: Tensor | None
 ) -> str | None:
     records = _records(x, dw_weight, dw_bias, weight, bias)
-    return records or _does_not_fit(dw_weight, *weight.shape) or triton.declines(x)
+    return records or _triton_declines(x, weight, dw_weight)
 
 
 def _triton_feed_forward_declines(
     x: Tensor, residual: Tensor, dw_weight: Tensor, dw_bias: Tensor | None, *layers: Tensor | None
 ) -> str | None:
-    return (
-        _records(x, residual, dw_weight, dw_bias, *layers)
-        or _does_not_fit(dw_weight, x.shape[4])
-        or triton.declines(x)
-        or triton.declines(residual, "residual")
+    return _records(x, residual, dw_weight, dw_bias, *layers) or _triton_declines(
+        x, *layers, dw_weight, residual=residual
     )
-
-
-def _does_not_fit(dw_weight: Tensor, *channels: int) -> str | None:
-    if min(channels) == 0 or max(channels) > _NARROW:
-        return f"it takes 1 to {_NARROW} channels, not {' to '.join(map(str, channels))}"
-    if (taps := dw_weight.shape[3:].numel()) > _TAPS:
-        return f"it takes up to {_TAPS} taps a frame, not {taps}"
-    return None
 
 
 @register_fake(_LINEAR)
@@ -87,14 +103,14 @@ def _fake_feed_forward(x: Tensor, residual: Tensor, *_: Tensor | None) -> Tensor
 _depthwise_linear = Operator(
     _LINEAR,
     cpu=Implementation(_cpu_depthwise_linear, _cpu_declines),
-    triton=Implementation(partial(_triton_kernel, _LINEAR), _triton_linear_declines),
+    triton=Implementation(_triton_depthwise_linear, _triton_linear_declines),
     reference=Implementation(reference.depthwise_linear, always),
 )
 
 _depthwise_feed_forward = Operator(
     _FEED_FORWARD,
     cpu=Implementation(_cpu_depthwise_feed_forward, _cpu_declines),
-    triton=Implementation(partial(_triton_kernel, _FEED_FORWARD), _triton_feed_forward_declines),
+    triton=Implementation(_triton_depthwise_feed_forward, _triton_feed_forward_declines),
     reference=Implementation(reference.depthwise_feed_forward, always),
 )
 
