@@ -96,12 +96,12 @@ def temporal_mhra(
     if any(isinstance(layer, Called) for layer in layers):
         return _on_patches(x, grid, partial(_aggregate, layers=layers, drop_path=drop_path))
     # The convolution never leaves a token's column, so the class tokens may go along as another
-    # one: nothing is cut out or put together.
+    # one, to which nothing is added: nothing is cut out or put together.
     _, pw1 = norm_then(x[:, :, 1:], layers.norm, layers.pw1)
     y = depthwise_conv3d(linear(x, pw1).unsqueeze(2), layers.dw).squeeze(2)
-    y = add_branch(x, drop_path, linear, y, layers.pw2)
-    y[:, :, 0] = x[:, :, 0]
-    return y
+    y = linear(y, layers.pw2)
+    y[:, :, 0].zero_()
+    return add(x, y, drop_path)
 
 
 def _aggregate(patches: Tensor, layers: TemporalMHRA, drop_path: float) -> Tensor:
