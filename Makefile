@@ -51,9 +51,10 @@ interpreted-oldest: .venv/tested build .venv/oldest
 	$(BIN)/pip install --quiet --no-deps --target $@.new triton==3.6.0 numpy==2.3.5
 	rm -rf $@ && mv $@.new $@
 
-# What every Triton kernel needs on every architecture: after changing one.
+# What every GPU kernel needs on every architecture: after changing one.
 budgets: .venv/tested build
 	$(BIN)/python -m tests.triton.budgets
+	@if command -v nvcc; then $(BIN)/python -m tests.cuda.budgets; else echo "without nvcc csrc/cuda keeps its own"; fi
 
 lint: .venv/tested
 	$(BIN)/ruff check .

@@ -4,10 +4,11 @@
                      and torch >= 2.11.
 ``_introspect``      build manifest and processor features, by pybind11, for this Python only.
 
-Variables: ``UNIFORMER_KERNELS_CUDA`` (``0``, ``auto``, ``1``: compile ``csrc/cuda``, whose
-operators are not registered yet; ``auto`` does where there is nvcc, 1 without nvcc is an error),
-``UNIFORMER_KERNELS_CUDA_ARCHS`` (the default is ``80;90a;100``; the last one also as PTX, for what
-comes after it), ``MAX_JOBS``, ``CXX``.
+Variables: ``UNIFORMER_KERNELS_CUDA`` (whether to compile ``csrc/cuda``: ``0``, ``1``, which is an
+error without nvcc, or ``auto``, the default: where there is nvcc, and for a build in place a GPU
+that torch sees, as this costs minutes and serves nobody else), ``UNIFORMER_KERNELS_CUDA_ARCHS``
+(``80;90a;100`` unless set; the last one also as PTX, for what comes after it), ``MAX_JOBS``,
+``CXX``.
 """
 
 import json
@@ -59,12 +60,12 @@ if platform.system() == "Linux":
     KERNEL.append("-Wno-maybe-uninitialized")
 
 
-def find_nvcc() -> str | None:
+def find_nvcc(*, in_place: bool) -> str | None:
     """nvcc's path when CUDA sources are to be compiled, ``None`` when they are not."""
-    wanted = os.environ.get("UNIFORMER_KERNELS_CUDA", "0")
+    wanted = os.environ.get("UNIFORMER_KERNELS_CUDA", "auto")
     if wanted not in ("auto", "0", "1"):
         raise SystemExit(f"UNIFORMER_KERNELS_CUDA: expected auto, 0 or 1, got {wanted!r}")
-    if wanted == "0":
+    if wanted == "0" or (wanted == "auto" and in_place and not torch_sees_a_gpu()):
         return None
     home = os.environ.get("CUDA_HOME")
     nvcc = shutil.which("nvcc", path=f"{home}/bin" if home else None) or shutil.which(
@@ -75,6 +76,12 @@ def find_nvcc() -> str | None:
             "UNIFORMER_KERNELS_CUDA=1: expected nvcc on PATH or in CUDA_HOME, got none"
         )
     return nvcc
+
+
+def torch_sees_a_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def sets_of(kernel: Path) -> dict[str, list[str]]:
@@ -99,10 +106,14 @@ class NinjaBuild(build_ext):
             return str(Path(*fullname.split("."))) + ".abi3.so"
         return super().get_ext_filename(fullname)
 
+    def run(self) -> None:
+        # Asked here, as setuptools builds elsewhere first and clears `inplace` meanwhile.
+        self.nvcc = find_nvcc(in_place=bool(self.inplace or self.editable_mode))
+        super().run()
+
     def build_extensions(self) -> None:
         import torch
 
-        self.nvcc = find_nvcc()
         # Not setuptools' own folder, which is fresh for every editable install: ninja resumes here.
         temporary = ROOT / "build" / sysconfig.get_config_var("SOABI")
         temporary.mkdir(parents=True, exist_ok=True)

@@ -5,9 +5,16 @@
 #include <torch/csrc/stable/library.h>
 
 #include "operators.h"
+#ifdef USE_CUDA
+#include "cuda/operators.h"
+#endif
 
 STABLE_TORCH_LIBRARY(uniformer_kernels, m) {
   m.def("depthwise_conv3d(Tensor x, Tensor weight, Tensor? bias, bool residual) -> Tensor");
+  // And the sums of y - shift and of its square over all but channels, [2, C].
+  m.def(
+      "depthwise_conv3d_with_moments(Tensor x, Tensor weight, Tensor? bias, bool residual, "
+      "Tensor? shift) -> (Tensor, Tensor)");
   // Gradients of x, weight and bias; those not wanted are empty.
   m.def(
       "depthwise_conv3d_backward(Tensor dy, Tensor x, Tensor weight, bool residual, "
@@ -74,3 +81,13 @@ STABLE_TORCH_LIBRARY_IMPL(uniformer_kernels, CPU, m) {
   m.impl("activation_backward_", TORCH_BOX(&uk::activation_backward_));
   m.impl("weight_gradient", TORCH_BOX(&uk::weight_gradient));
 }
+
+#ifdef USE_CUDA
+STABLE_TORCH_LIBRARY_IMPL(uniformer_kernels, CUDA, m) {
+  m.impl("depthwise_conv3d", TORCH_BOX(&uk::cuda::depthwise_conv3d));
+  m.impl("depthwise_conv3d_with_moments", TORCH_BOX(&uk::cuda::depthwise_conv3d_with_moments));
+  m.impl("depthwise_conv3d_backward", TORCH_BOX(&uk::cuda::depthwise_conv3d_backward));
+  m.impl("moments", TORCH_BOX(&uk::cuda::moments));
+  m.impl("moments_backward", TORCH_BOX(&uk::cuda::moments_backward));
+}
+#endif

@@ -125,12 +125,14 @@ def test_explain(toy) -> None:
     assert uk.explain("toy", vector).splitlines() == [
         "toy:",
         "  cpu        serves this call",
+        "  cuda       declines: it does not implement toy",
         "  triton     declines: it does not implement toy",
         "  reference  could serve",
     ]
     assert uk.explain("toy", matrix).splitlines() == [
         "toy:",
         "  cpu        declines: x has 2 axes",
+        "  cuda       declines: it does not implement toy",
         "  triton     declines: it does not implement toy",
         "  reference  serves this call",
     ]
@@ -204,7 +206,7 @@ def test_variable_must_be_a_backend() -> None:
     result = python(CONVOLVE, UNIFORMER_KERNELS_BACKEND="gpu")
     assert result.returncode != 0
     assert (
-        "UNIFORMER_KERNELS_BACKEND: expected one of cpu, triton, reference, got 'gpu'"
+        "UNIFORMER_KERNELS_BACKEND: expected one of cpu, cuda, triton, reference, got 'gpu'"
         in result.stderr
     )
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-BACKENDS = ("cpu", "triton", "reference")
-"""Every backend, in order of preference."""
+BACKENDS = ("cpu", "cuda", "triton", "reference")
+"""Every backend, in order of preference; one may yield a call to those behind it."""
 
 OPERATORS: dict[str, Operator] = {}
 """Every operator by name, as ``explain`` and ``info`` list them."""
@@ -50,7 +50,7 @@ def use_backend(name: str) -> Iterator[None]:
     compiled again when it changes.
 
     Args:
-        name: ``"cpu"``, ``"triton"`` or ``"reference"``.
+        name: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``.
 
     Raises:
         ValueError: ``name`` is no backend.
@@ -77,12 +77,21 @@ class BackendError(RuntimeError):
     """The backend that was asked for cannot serve this call."""
 
 
+def always(*_: Any, **__: Any) -> None:
+    """The reason of a backend that never declines: none."""
+
+
 @dataclass(frozen=True)
 class Implementation:
-    """One backend's way of computing an operator, and its reason when it cannot (else None)."""
+    """One backend's way of computing an operator, and its reason when it cannot (else None).
+
+    ``yields`` gives the reason for which it leaves a call that it could serve to the backends
+    behind it, unless it is asked for.
+    """
 
     compute: Callable[..., Any]
     declines: Callable[..., str | None]
+    yields: Callable[..., str | None] = always
 
 
 class Operator:
@@ -99,10 +108,18 @@ class Operator:
             if reason := self.reason(chosen, *args, **kwargs):
                 raise BackendError(f"{self.name}: the {chosen} backend declines: {reason}")
             return self.implementations[chosen].compute(*args, **kwargs)
+        serving = self.automatic(*args, **kwargs)
+        if serving is None:
+            raise BackendError(self.explain(*args, **kwargs))
+        return self.implementations[serving].compute(*args, **kwargs)
+
+    def automatic(self, *args: Any, **kwargs: Any) -> str | None:
+        """The backend that serves the call unless one is asked for, ``None`` if none can."""
         for backend, implementation in self.implementations.items():
-            if self.reason(backend, *args, **kwargs) is None:
-                return implementation.compute(*args, **kwargs)
-        raise BackendError(self.explain(*args, **kwargs))
+            able = self.reason(backend, *args, **kwargs) is None
+            if able and implementation.yields(*args, **kwargs) is None:
+                return backend
+        return None
 
     def reason(self, backend: str, *args: Any, **kwargs: Any) -> str | None:
         """Why a backend declines the call, ``None`` when it can serve it."""
@@ -118,7 +135,11 @@ class Operator:
         for backend in BACKENDS:
             reason = self.reason(backend, *args, **kwargs)
             if reason is None and not served and chosen in (None, backend):
-                reason, served = "serves this call", True
+                yields = self.implementations[backend].yields(*args, **kwargs)
+                if chosen is None and yields:
+                    reason = f"could serve, if asked for: {yields}"
+                else:
+                    reason, served = "serves this call", True
             elif reason is None:
                 reason = "could serve" if served else f"could serve, but {chosen} was asked for"
             else:
@@ -141,10 +162,6 @@ def explain(operator: str, *args: Any, **kwargs: Any) -> str:
     if operator not in OPERATORS:
         raise ValueError(f"operator: expected one of {', '.join(OPERATORS)}, got {operator!r}")
     return OPERATORS[operator].explain(*args, **kwargs)
-
-
-def always(*_: Any, **__: Any) -> None:
-    """The reason of a backend that never declines: none."""
 
 
 def needs_grad(*tensors: torch.Tensor | None) -> bool:

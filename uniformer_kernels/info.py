@@ -85,7 +85,7 @@ def report() -> str:
 
     def section(title: str, rows: dict[str, Any]) -> None:
         lines.append(f"\n{title}")
-        lines.extend(f"  {name:<18}{value}" for name, value in rows.items())
+        lines.extend(f"  {name:<20}{value}" for name, value in rows.items())
 
     section(
         "versions",
@@ -112,10 +112,9 @@ def report() -> str:
     for device in devices:
         x = torch.zeros(1, 2, 4, 4, 8, device=device)
         for name, operator in OPERATORS.items():
-            reasons = {
-                b: operator.reason(b, *_CALLS[name](x), **_KEYWORDS.get(name, {})) for b in BACKENDS
-            }
-            serving = chosen_backend() or next(b for b, reason in reasons.items() if reason is None)
+            call, keywords = _CALLS[name](x), _KEYWORDS.get(name, {})
+            reasons = {b: operator.reason(b, *call, **keywords) for b in BACKENDS}
+            serving = chosen_backend() or operator.automatic(*call, **keywords)
             lines.append(f"  {name:<31}{device:<6}{serving}")
             lines.extend(f"  {'':<37}{b}: {reason}" for b, reason in reasons.items() if reason)
     return "\n".join(lines)

@@ -17,7 +17,8 @@ from .triton import library
 KERNELS: dict[str, list[OpOverload]] = {}
 """Every kernel by its name, of one backend or of several."""
 
-_NAMESPACES = {"cpu": "uniformer_kernels", "triton": library.NAMESPACE}
+_COMPILED = "uniformer_kernels"  # whose operators have a kernel for each of their devices
+_NAMESPACES = {"cpu": _COMPILED, "cuda": _COMPILED, "triton": library.NAMESPACE}
 
 
 def kernels(backend: str) -> Any:
@@ -32,7 +33,7 @@ def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any
     """
 
     def register(fake: Callable[..., Any]) -> Callable[..., Any]:
-        for namespace in _NAMESPACES.values():
+        for namespace in dict.fromkeys(_NAMESPACES.values()):
             operators = getattr(torch.ops, namespace)
             if hasattr(operators, name):
                 kernel = getattr(operators, name).default

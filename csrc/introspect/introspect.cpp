@@ -2,7 +2,12 @@
 // loaded.
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <array>
+#include <cstdint>
+
+#include "../common/depthwise_conv_plan.h"
 #include "../cpu/cpu_features.h"
 #include "manifest.h"  // UK_MANIFEST, written by setup.py
 
@@ -34,14 +39,47 @@ pybind11::list instruction_sets() {
   return names;
 }
 
+pybind11::dict depthwise_conv_plan(const std::array<int64_t, 5>& shape,
+                                   const std::array<int, 3>& kernel, int size, int architecture,
+                                   bool gradient) {
+  const auto [B, T, H, W, C] = shape;
+  const uk::cuda::DepthwiseSizes s{B, T, H, W, C, kernel[0], kernel[1], kernel[2]};
+  const int limit = uk::cuda::shared_limit(architecture);
+  const uk::cuda::DepthwisePlan p = gradient ? uk::cuda::plan_weight_gradient(s, size, limit)
+                                             : uk::cuda::plan_forward(s, size, limit);
+  pybind11::dict d;
+  d["tiled"] = p.tiled;
+  d["rows"] = uk::cuda::kRows;
+  d["columns"] = p.columns;
+  d["channels"] = p.channels;
+  d["tiles_down"] = p.tiles_down;
+  d["tiles_across"] = p.tiles_across;
+  d["channel_blocks"] = p.channel_blocks;
+  d["down"] = p.down;
+  d["across"] = p.across;
+  d["chunks"] = p.chunks;
+  d["frames"] = p.frames;
+  d["parts"] = p.parts;
+  d["threads"] = p.threads;
+  d["grid"] = p.grid;
+  d["shared"] = p.shared;
+  d["shared_limit"] = limit;
+  return d;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_introspect, m) {
-  m.doc() = "Build manifest and processor features of uniformer_kernels.";
+  m.doc() = "Build manifest, processor features and launch plans of uniformer_kernels.";
   m.def("manifest", [] { return UK_MANIFEST; }, "The build manifest, as JSON.");
   m.def("cpu_features", &cpu_features, "Instruction-set extensions of this processor.");
   m.def("instruction_sets", &instruction_sets,
         "The compilations of the CPU kernels that this processor runs, the best one last.");
   m.def("instruction_set", [] { return uk::name(uk::instruction_set()); },
         "The compilation of the CPU kernels that is used.");
+  m.def("depthwise_conv_plan", &depthwise_conv_plan, pybind11::arg("shape"),
+        pybind11::arg("kernel"), pybind11::arg("size"), pybind11::arg("architecture"),
+        pybind11::arg("gradient") = false,
+        "How the CUDA kernels divide a depthwise convolution of [B, T, H, W, C], or its weight "
+        "gradient: elements of `size` bytes, architecture 90 for sm_90.");
 }

@@ -1,6 +1,6 @@
-"""What the compiled CUDA kernels need: ``python -m tests.cuda.budgets`` rewrites ``budgets.json``.
+"""What the compiled CUDA kernels need: ``make budgets`` rewrites ``budgets.json``.
 
-Read from the extension that is built here, with the tools Triton carries. A row has a thread's
+Compiled by nvcc and read with the tools Triton carries; no GPU is needed. A row has a thread's
 registers and stack in bytes, what a block asks for of shared memory, and the share of fused
 multiply-adds among the instructions of the inner loop.
 """
@@ -10,22 +10,27 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Collection, Iterator
-from dataclasses import astuple, dataclass
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import uniformer_kernels
+from tests.cuda.emulator import ROOT
 from uniformer_kernels import _extension
 
 FILE = Path(__file__).with_name("budgets.json")
-LIBRARY = Path(uniformer_kernels.__file__).with_name("_C.abi3.so")
-_CSRC = Path(__file__).parents[2] / "csrc"
-_STORAGE = {"f": "float32", "NS_4bf16E": "bfloat16", "NS_3f16E": "float16"}
+ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
+_CSRC = ROOT / "csrc"
+_FLAGS = ("-std=c++17", "-O3", "--expt-relaxed-constexpr", f"-I{_CSRC}")  # setup.py's
+_STORAGE = {"float32": "float", "bfloat16": "uk::bf16", "float16": "uk::f16"}
+_MANGLED_STORAGE = {"f": "float32", "NS_4bf16E": "bfloat16", "NS_3f16E": "float16"}
 _MANGLED = re.compile(
     r"_ZN2uk4cuda\d+(?P<name>[a-z_]+)I(?P<storage>f|NS_4bf16E|NS_3f16E)(Li(?P<K>\d)ELi(?P<N>\d)E)?E"
 )
 _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)([^;]*);")
+Rows = dict[tuple[str, str], "Kernel"]
 
 
 @dataclass(frozen=True)
@@ -38,13 +43,11 @@ class Kernel:
     multiply_adds: float | None
 
 
-def _tool(*arguments: str) -> str:
+def _tool(*arguments: str | Path) -> str:
     import triton
 
     program = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    return subprocess.run(
-        [program, *arguments, str(LIBRARY)], capture_output=True, text=True, check=True
-    ).stdout
+    return subprocess.run([program, *arguments], capture_output=True, text=True, check=True).stdout
 
 
 def _text(mangled: str) -> str | None:
@@ -53,30 +56,45 @@ def _text(mangled: str) -> str | None:
     if found is None:
         return None
     tile = f" {found['K']}x{found['K']} {found['N']}" if found["K"] else ""
-    return f"{found['name']} {_STORAGE[found['storage']]}{tile}"
+    return f"{found['name']} {_MANGLED_STORAGE[found['storage']]}{tile}"
 
 
-def sources() -> str:
-    """A digest of what the kernels are compiled from."""
-    files = [*sorted((_CSRC / "cuda").glob("*.cu*")), *sorted((_CSRC / "common").glob("*.h"))]
-    return sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()[:16]
+def compiled(source: Path, architecture: str, out: Path, *flags: str) -> Rows:
+    """Every kernel of a source, by architecture and text."""
+    command = ["nvcc", *_FLAGS, f"-arch={architecture}", *flags, "-cubin", source, "-o", out]
+    subprocess.run(command, check=True)
+    usage = re.findall(
+        r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)",
+        _tool("-res-usage", out),
+    )
+    rows, tiled = {}, {}
+    for mangled, registers, stack, shared, local in usage:
+        if text := _text(mangled):
+            memory = int(shared) + planned(text, architecture)
+            rows[architecture, text] = Kernel(int(registers), int(stack) + int(local), memory, None)
+            if len(text.split()) > 2:
+                tiled[mangled] = text
+    if tiled:
+        for part in _tool("-sass", "-fun", ",".join(tiled), out).split("Function : ")[1:]:
+            key = architecture, tiled[part.split()[0]]
+            rows[key] = replace(rows[key], multiply_adds=_multiply_adds(part))
+    return rows
 
 
-def usage() -> dict[tuple[str, str], Kernel]:
-    """Registers, stack and shared memory of every kernel, by architecture and text."""
-    found = {}
-    for part in _tool("-res-usage").split("Fatbin elf code:")[1:]:
-        architecture = re.search(r"arch = (\w+)", part)[1]
-        rows = re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", part)
-        for mangled, registers, stack, shared, local in rows:
-            if text := _text(mangled):
-                memory = int(shared) + _planned(text, architecture)
-                kernel = Kernel(int(registers), int(stack) + int(local), memory, None)
-                found[architecture, text] = kernel
-    return found
+def instantiated(text: str, architecture: str, folder: Path) -> Kernel:
+    """One kernel with tiles, compiled alone."""
+    name, storage, kernel, columns = text.split()
+    arguments = {"forward": "Forward", "weight_gradient": "WeightGradient"}[name]
+    source = folder / "one.cu"
+    source.write_text(
+        '#include "cuda/depthwise_conv_kernel.cuh"\n'
+        f"template __global__ void uk::cuda::{name}<{_STORAGE[storage]}, {kernel[0]}, {columns}>"
+        f"(const {arguments}<{_STORAGE[storage]}>);\n"
+    )
+    return compiled(source, architecture, folder / "one.cubin")[architecture, text]
 
 
-def _planned(text: str, architecture: str) -> int:
+def planned(text: str, architecture: str) -> int:
     """Shared memory for a cube as kernel, or for three frames of single taps, on a large map."""
     name, storage, *tile = text.split()
     if not tile:
@@ -93,23 +111,11 @@ def _planned(text: str, architecture: str) -> int:
     return plan["shared"]
 
 
-def multiply_adds(texts: Collection[str]) -> dict[tuple[str, str], float]:
-    """The share of fused multiply-adds, by architecture and text."""
-    listed = re.findall(r"Function (\w+):", _tool("-res-usage"))
-    mangled = sorted({name for name in listed if _text(name) in texts})
-    found = {}
-    architecture = ""
-    for part in re.split(
-        r"(?=Fatbin elf code:|Function : )", _tool("-sass", "-fun", ",".join(mangled))
-    ):
-        if name := re.match(r"Function : (\w+)", part):
-            # The compiler may cut the loop's body in two; what surrounds it hardly multiplies.
-            body = [b for b in _blocks(part) if b.count("FFMA") > 0.2 * len(b) and len(b) > 40]
-            share = sum(b.count("FFMA") for b in body) / sum(map(len, body))
-            found[architecture, _text(name[1])] = round(share, 3)
-        elif arch := re.search(r"arch = (\w+)", part):
-            architecture = arch[1]
-    return found
+def _multiply_adds(sass: str) -> float:
+    """The share of fused multiply-adds in a kernel's inner loop."""
+    # The compiler may cut the loop's body in two; what surrounds it hardly multiplies.
+    body = [b for b in _blocks(sass) if b.count("FFMA") > 0.2 * len(b) and len(b) > 40]
+    return round(sum(b.count("FFMA") for b in body) / sum(map(len, body)), 3)
 
 
 def _blocks(sass: str) -> Iterator[list[str]]:
@@ -133,25 +139,45 @@ def _blocks(sass: str) -> Iterator[list[str]]:
     yield block
 
 
-def budgets() -> tuple[dict[str, str], dict[tuple[str, str], Kernel]]:
+def budgets() -> tuple[dict[str, str], Rows]:
     """The committed file: what it was made from, and every kernel's row."""
     data = json.loads(FILE.read_text())
     made = data.pop("made")
     return made, {(a, text): Kernel(*row) for a, rows in data.items() for text, row in rows.items()}
 
 
-def made() -> dict[str, str]:
-    return {"sources": sources(), "nvcc": _extension.manifest()["nvcc"]}
+def sources() -> str:
+    """A digest of what the kernels are compiled from."""
+    files = [*sorted((_CSRC / "cuda").glob("*.cu*")), *sorted((_CSRC / "common").glob("*.h"))]
+    return sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()[:16]
+
+
+def compiler() -> str:
+    done = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1]
 
 
 def main() -> None:
-    rows = usage()
-    shares = multiply_adds([text for _, text in rows if len(text.split()) > 2])
-    lines = [f' "made": {json.dumps(made())}']
-    for architecture in dict.fromkeys(a for a, _ in rows):
+    rows: Rows = {}
+    with TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
+        done = [
+            pool.submit(
+                compiled,
+                source,
+                architecture,
+                Path(folder, f"{source.stem}.{storage}.{architecture}"),
+                f"-DUK_STORAGE={storage}",
+            )
+            for architecture in ARCHITECTURES
+            for source in sorted((_CSRC / "cuda").glob("*_kernel.cu"))
+            for storage in ("float", "bf16", "f16")
+        ]
+        for one in done:
+            rows |= one.result()
+    lines = [f' "made": {json.dumps({"sources": sources(), "nvcc": compiler()})}']
+    for architecture in ARCHITECTURES:
         kernels = [
-            f"  {json.dumps(text)}: "
-            + json.dumps([*astuple(kernel)[:3], shares.get((architecture, text))])
+            f"  {json.dumps(text)}: {json.dumps(astuple(kernel))}"
             for (a, text), kernel in sorted(rows.items())
             if a == architecture
         ]

@@ -12,13 +12,16 @@ import struct
 import subprocess
 import sysconfig
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).parents[2]
+_HERE = Path(__file__).parent
+ROOT = _HERE.parents[1]
 SANITIZED = ("-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 _SIZES = {torch.float32: 4, torch.bfloat16: 2, torch.float16: -2}
@@ -153,30 +156,42 @@ def build(
         like: a build with the same flags, to be taken but for the convolution in float32.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    here = Path(__file__).parent
     command = [
         *shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"),
         *("-std=c++17", "-O1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-clobbered"),
-        *(f"-I{sources}", f"-I{here}", *flags),
+        *(f"-I{sources}", f"-I{_HERE}", *flags),
     ]
-    objects: list[str] = []
 
-    def compile_one(source: Path, name: str, *options: str) -> None:
+    def compile_one(source: Path, name: str, *options: str) -> str:
         if like is not None and name != "depthwise_conv_kernel.float":
-            objects.append(str(like.program.with_name(f"{name}.o")))
-            return
-        objects.append(str(folder / f"{name}.o"))
-        subprocess.run([*command, *options, "-c", str(source), "-o", objects[-1]], check=True)
+            return str(like.program.with_name(f"{name}.o"))
+        out = str(folder / f"{name}.o")
+        subprocess.run([*command, *options, "-c", str(source), "-o", out], check=True)
+        return out
 
-    for name in ("fibres", "emulator"):
-        compile_one(here / f"{name}.cpp", name)
-    for name in ("depthwise_conv_kernel", "sums_kernel"):
-        for storage in ("float", "bf16", "f16"):
-            options = ("-include", str(here / "shim.h"), f"-DUK_STORAGE={storage}", "-xc++")
-            compile_one(sources / "cuda" / f"{name}.cu", f"{name}.{storage}", *options)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        parts = [pool.submit(compile_one, path, path.stem) for path in _HERE.glob("*.cpp")]
+        for path in sources.glob("cuda/*_kernel.cu"):
+            for storage in ("float", "bf16", "f16"):
+                options = ("-include", str(_HERE / "shim.h"), f"-DUK_STORAGE={storage}", "-xc++")
+                parts.append(pool.submit(compile_one, path, f"{path.stem}.{storage}", *options))
+        objects = [part.result() for part in parts]
     program = folder / "emulator"
-    subprocess.run([*command, *objects, "-o", str(program)], check=True)
+    subprocess.run([*command, *objects, "-o", f"{program}.new"], check=True)
+    Path(f"{program}.new").rename(program)
     return Emulator(program)
+
+
+def kept_build(name: str, flags: Collection[str] = ()) -> Emulator:
+    """A build of the sources as they are, made once for each state of them."""
+    files = [f for d in (ROOT / "csrc", _HERE) for f in sorted(d.rglob("*.[ch]*"))]
+    digest = sha256(b"\0".join([repr(flags).encode(), *(f.read_bytes() for f in files)]))
+    folder = ROOT / "build" / "emulator" / f"{name}-{digest.hexdigest()[:16]}"
+    if (folder / "emulator").exists():
+        return Emulator(folder / "emulator")
+    for old in folder.parent.glob(f"{name}-*"):
+        shutil.rmtree(old, ignore_errors=True)
+    return build(folder, flags)
 
 
 def changed(folder: Path, file: str, before: str, after: str) -> Path:

@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 
 from tests.contract import draw, evaluate, within
-from tests.cuda.emulator import ROOT, SANITIZED, EmulationError, Emulator, build, changed
+from tests.cuda.emulator import (
+    ROOT,
+    SANITIZED,
+    EmulationError,
+    Emulator,
+    build,
+    changed,
+    kept_build,
+)
 from uniformer_kernels import reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -34,13 +42,13 @@ CALLS = [  # shape, kernel: tiles of 7 and of 5 columns, one and more of everyth
 
 
 @pytest.fixture(scope="session")
-def emulator(tmp_path_factory) -> Emulator:
-    return build(tmp_path_factory.mktemp("emulator"))
+def emulator() -> Emulator:
+    return kept_build("plain")
 
 
 @pytest.fixture(scope="session")
-def sanitized(tmp_path_factory) -> Emulator:
-    return build(tmp_path_factory.mktemp("sanitized"), SANITIZED)
+def sanitized() -> Emulator:
+    return kept_build("sanitized", SANITIZED)
 
 
 def hold(

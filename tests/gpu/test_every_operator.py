@@ -10,6 +10,7 @@ import uniformer_kernels as uk
 from tests.contract import check, draw, evaluate
 from tests.ops.calls import CALLS, Call
 from uniformer_kernels import reference
+from uniformer_kernels.backends import OPERATORS
 
 pytestmark = [
     pytest.mark.gpu,
@@ -19,10 +20,13 @@ every_operator = pytest.mark.parametrize("call", CALLS, ids=lambda call: call.op
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
 
-@pytest.fixture(autouse=True)
-def _exact_reference():
-    """PyTorch's convolutions and products in full precision, as its float32 is meant."""
-    with torch.backends.cudnn.flags(allow_tf32=False), uk.use_backend("triton"):
+@pytest.fixture(autouse=True, params=["triton", "cuda"])
+def _exact_reference(request):
+    """Every backend a GPU has, against PyTorch's own in full precision, as its float32 is meant."""
+    call = request.node.callspec.params.get("call")
+    if call is not None and request.param not in OPERATORS[call.operator].implementations:
+        pytest.skip(f"{request.param} does not implement it")
+    with torch.backends.cudnn.flags(allow_tf32=False), uk.use_backend(request.param):
         yield
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _extension, checks, reference, triton
+from .. import _extension, checks, cuda, reference, triton
 from ..backends import Implementation, Operator, always, needs_grad
 from ..kernels import kernels, register_fake
 from ..once import once_differentiable
@@ -124,7 +124,7 @@ def _compute_with_moments(
     residual: bool,
     shift: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    if backend == "triton":
+    if backend != "cpu":
         return kernels(backend).depthwise_conv3d_with_moments(x, weight, bias, residual, shift)
     y = kernels(backend).depthwise_conv3d(x, weight, bias, residual)
     return y, kernels(backend).moments(y.view(-1, y.shape[4]), shift)
@@ -148,6 +148,14 @@ def _cpu_declines(x: Tensor, *_: Any, **__: Any) -> str | None:
     if _extension.missing is not None:
         return _extension.missing
     return None if x.device.type == "cpu" else f"x is on {x.device}"
+
+
+def _cuda_declines(x: Tensor, *_: Any, **__: Any) -> str | None:
+    return cuda.declines(x)
+
+
+def _cuda_yields(x: Tensor, *_: Any, **__: Any) -> str | None:
+    return None if triton.declines(x) else cuda.NOT_MEASURED
 
 
 def _triton_declines(x: Tensor, *_: Any, **__: Any) -> str | None:
@@ -180,6 +188,7 @@ def _fake_backward(
 _depthwise_conv3d = Operator(
     _NAME,
     cpu=Implementation(partial(_kernel, "cpu"), _cpu_declines),
+    cuda=Implementation(partial(_kernel, "cuda"), _cuda_declines, _cuda_yields),
     triton=Implementation(partial(_kernel, "triton"), _triton_declines),
     reference=Implementation(reference.depthwise_conv3d, always),
 )
@@ -187,6 +196,7 @@ _depthwise_conv3d = Operator(
 _depthwise_conv3d_with_moments = Operator(
     _WITH_MOMENTS,
     cpu=Implementation(partial(_kernel_with_moments, "cpu"), _cpu_declines),
+    cuda=Implementation(partial(_kernel_with_moments, "cuda"), _cuda_declines, _cuda_yields),
     triton=Implementation(partial(_kernel_with_moments, "triton"), _triton_declines),
     reference=Implementation(reference.depthwise_conv3d_with_moments, always),
 )

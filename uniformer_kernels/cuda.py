@@ -1,0 +1,66 @@
+"""The CUDA C++ kernels: which calls they can serve on which GPUs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _extension
+
+_CAPABILITY = (8, 0)
+_BUILT = _extension.missing is None and torch._C._dispatch_has_kernel_for_dispatch_key(
+    "uniformer_kernels::depthwise_conv3d", "CUDA"
+)
+ARCHITECTURES: tuple[str, ...] = tuple(_extension.manifest().get("cuda_architectures", ()))
+"""What they are compiled for, e.g. ``("80", "90a", "100")``; the last one as PTX, too."""
+NOT_MEASURED = "triton's kernels go first until both are measured on a GPU"
+"""Why the CUDA C++ kernels yield calls that Triton's serve as well."""
+
+
+def declines(tensor: Tensor, name: str = "x") -> str | None:
+    """Why no CUDA kernel can serve a call whose first tensor this is, ``None`` when one can."""
+    if _extension.missing is not None:
+        return _extension.missing
+    if not _BUILT:
+        return "the extension was built without nvcc"
+    if tensor.dtype == torch.float64:
+        return f"{name} is float64"
+    if tensor.device.type != "cuda":
+        return f"{name} is on {tensor.device}"
+    if not torch.cuda.is_available():  # a fake tensor
+        return None
+    capability = torch.cuda.get_device_capability(tensor.device)
+    if reason := cannot_run(capability):
+        return f"{tensor.device} has compute capability {capability}, {reason}"
+    return None
+
+
+def cannot_run(
+    capability: tuple[int, int], architectures: tuple[str, ...] = ARCHITECTURES
+) -> str | None:
+    """Why a GPU runs nothing that was compiled for the architectures, ``None`` when it does.
+
+    Without a list, as the manifest of a build for another Python has none to tell, it is tried.
+    """
+    if capability < _CAPABILITY:
+        return f"expected at least {_CAPABILITY}"
+    if not architectures or any(_runs(a, capability) for a in architectures):
+        return None
+    newest = architectures[-1]
+    if newest.isdigit() and _capability(newest) <= capability:  # compiled from PTX when first used
+        return None
+    return f"the extension was built for sm_{', sm_'.join(architectures)}"
+
+
+def _runs(architecture: str, capability: tuple[int, int]) -> bool:
+    """Binaries run on later minor revisions; those with a letter on theirs only."""
+    major, minor = _capability(architecture)
+    exact = not architecture.isdigit()
+    return major == capability[0] and (
+        minor == capability[1] or (minor < capability[1] and not exact)
+    )
+
+
+def _capability(architecture: str) -> tuple[int, int]:
+    number = int(architecture.rstrip("af"))
+    return divmod(number, 10)
