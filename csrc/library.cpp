@@ -87,6 +87,10 @@ STABLE_TORCH_LIBRARY_IMPL(uniformer_kernels, CUDA, m) {
   m.impl("depthwise_conv3d", TORCH_BOX(&uk::cuda::depthwise_conv3d));
   m.impl("depthwise_conv3d_with_moments", TORCH_BOX(&uk::cuda::depthwise_conv3d_with_moments));
   m.impl("depthwise_conv3d_backward", TORCH_BOX(&uk::cuda::depthwise_conv3d_backward));
+  m.impl("token_shrink", TORCH_BOX(&uk::cuda::token_shrink));
+  m.impl("token_shrink_backward", TORCH_BOX(&uk::cuda::token_shrink_backward));
+  m.impl("token_recover", TORCH_BOX(&uk::cuda::token_recover));
+  m.impl("token_recover_backward", TORCH_BOX(&uk::cuda::token_recover_backward));
   m.impl("moments", TORCH_BOX(&uk::cuda::moments));
   m.impl("moments_backward", TORCH_BOX(&uk::cuda::moments_backward));
 }

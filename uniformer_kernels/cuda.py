@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from . import _extension
+from . import _extension, triton
 
 _CAPABILITY = (8, 0)
 _BUILT = _extension.missing is None and torch._C._dispatch_has_kernel_for_dispatch_key(
@@ -13,8 +15,6 @@ _BUILT = _extension.missing is None and torch._C._dispatch_has_kernel_for_dispat
 )
 ARCHITECTURES: tuple[str, ...] = tuple(_extension.manifest().get("cuda_architectures", ()))
 """What they are compiled for, e.g. ``("80", "90a", "100")``; the last one as PTX, too."""
-NOT_MEASURED = "triton's kernels go first until both are measured on a GPU"
-"""Why the CUDA C++ kernels yield calls that Triton's serve as well."""
 
 
 def declines(tensor: Tensor, name: str = "x") -> str | None:
@@ -33,6 +33,13 @@ def declines(tensor: Tensor, name: str = "x") -> str | None:
     if reason := cannot_run(capability):
         return f"{tensor.device} has compute capability {capability}, {reason}"
     return None
+
+
+def yields(tensor: Tensor, *_: Any, **__: Any) -> str | None:
+    """Why a call goes to Triton's kernels unless these are asked for."""
+    if triton.declines(tensor):
+        return None
+    return "triton's kernels go first until both are measured on a GPU"
 
 
 def cannot_run(

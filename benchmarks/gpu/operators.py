@@ -58,6 +58,16 @@ def differentiated(
     return make
 
 
+def in_cuda(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """By the CUDA C++ kernels, which yield to Triton's unless asked for."""
+
+    def run(*tensors: Tensor) -> Tensor:
+        with uk.use_backend("cuda"):
+            return function(*tensors)
+
+    return run
+
+
 def depthwise(k: int, shape: tuple[int, ...], dtype: str, *, backward: bool) -> dict[str, Make]:
     C = shape[-1]
     new = partial(torch.randn, device="cuda", dtype=_DTYPES[dtype])
@@ -75,13 +85,9 @@ def depthwise(k: int, shape: tuple[int, ...], dtype: str, *, backward: bool) -> 
         full = torch.diag_embed(weight[:, 0].movedim(0, -1)).movedim((-2, -1), (0, 1))
         return F.conv3d(x, full, bias, padding=k // 2)
 
-    def in_cuda(*tensors: Tensor) -> Tensor:
-        with uk.use_backend("cuda"):
-            return uk.depthwise_conv3d(*tensors)
-
     rivals = {
         OURS: (uk.depthwise_conv3d, OURS),
-        "CUDA C++": (in_cuda, OURS),
+        "CUDA C++": (in_cuda(uk.depthwise_conv3d), OURS),
         "cuDNN, channels-last": (plain.depthwise_conv3d, "cuDNN, channels-last"),
         "native, channels-first": (plain.depthwise_conv3d, "native, channels-first"),
     }
@@ -145,7 +151,8 @@ def tokens(batch: int, N: int, C: int) -> dict[str, Make]:
         x = torch.cat([z[:, :-1], dropped + z[:, -1:]], 1)
         return x.gather(1, order.argsort().unsqueeze(-1).expand_as(x))
 
-    return {OURS: partial(make, ours), "official eager": partial(make, official)}
+    chains = {OURS: ours, "CUDA C++": in_cuda(ours), "official eager": official}
+    return {name: partial(make, chain) for name, chain in chains.items()}
 
 
 def run() -> list[dict[str, Any]]:

@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "plan.h"
+
 namespace uk::cuda {
 
 // A thread computes a tile of kRows x (7 or 5) positions of two channels of a frame.  A block has up
@@ -18,7 +20,6 @@ constexpr int kTilesAcross = 2;
 
 constexpr int kAhead = 2;          // frames under way from memory while one is worked on
 constexpr int kGradientAhead = 1;  // the same in the weight gradient, which stages two maps
-constexpr int kVector = 16;        // bytes a thread copies at once
 constexpr int64_t kBlocks = 256;   // from so many on, every multiprocessor is busy
 
 // Of a kernel with K x K taps a frame: the threads a block may have, which leaves each the registers
@@ -34,8 +35,6 @@ constexpr int window_bytes(int K, int columns, int taps) {
 }
 // Weights in shared memory, a row of channels for every tap, apart by other than whole banks.
 constexpr int weight_pitch(int K, int size) { return pitch_bytes(K) / size + 2; }
-
-constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 constexpr int64_t kLongestAxis = int64_t{1} << 30;  // positions are counted in 32 bits
 
@@ -97,7 +96,6 @@ inline DepthwisePlan plan_tiles(const DepthwiseSizes& s, int size) {
   return p;
 }
 
-constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;  // of a grid
 constexpr int kGeneralThreads = 256;
 
 inline DepthwisePlan general_forward(const DepthwiseSizes& s) {

@@ -32,6 +32,16 @@ __device__ __forceinline__ void await_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
+// Another lane's number: of the lane so far below, or of the one whose index differs in these bits.
+template <class T>
+__device__ __forceinline__ T lane_below(T own, int distance) {
+  return __shfl_up_sync(0xffffffffu, own, distance);
+}
+template <class T>
+__device__ __forceinline__ T lane_across(T own, int bits) {
+  return __shfl_xor_sync(0xffffffffu, own, bits);
+}
+
 // Two neighbouring channels.
 __device__ __forceinline__ float2 load_pair(const float* at) {
   return *reinterpret_cast<const float2*>(at);

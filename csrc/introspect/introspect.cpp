@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "../common/depthwise_conv_plan.h"
+#include "../common/token_select_plan.h"
 #include "../cpu/cpu_features.h"
 #include "manifest.h"  // UK_MANIFEST, written by setup.py
 
@@ -67,6 +68,22 @@ pybind11::dict depthwise_conv_plan(const std::array<int64_t, 5>& shape,
   return d;
 }
 
+pybind11::dict token_select_plan(int64_t N, int64_t C) {
+  pybind11::dict d;
+  d["threads"] = uk::cuda::kTokenThreads;
+  d["slices"] = uk::cuda::slices(C);
+  d["channels"] = uk::cuda::kSlice;
+  d["token_blocks"] = uk::cuda::token_blocks(N);
+  d["tokens"] = uk::cuda::kTokens;
+  d["most_tokens"] = uk::cuda::kMostTokens;
+  d["shrink"] = uk::cuda::choosing_bytes(N);
+  d["shrink_backward"] = uk::cuda::marking_bytes(N);
+  d["importance_gradient"] = uk::cuda::marking_bytes(N);
+  d["recover"] = uk::cuda::marking_bytes(uk::cuda::kTokens);
+  d["recover_backward"] = uk::cuda::adding_bytes(N);
+  return d;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_introspect, m) {
@@ -82,4 +99,7 @@ PYBIND11_MODULE(_introspect, m) {
         pybind11::arg("gradient") = false,
         "How the CUDA kernels divide a depthwise convolution of [B, T, H, W, C], or its weight "
         "gradient: elements of `size` bytes, architecture 90 for sm_90.");
+  m.def("token_select_plan", &token_select_plan, pybind11::arg("N"), pybind11::arg("C"),
+        "How the CUDA kernels divide a sample of N tokens with C channels, and the bytes of shared "
+        "memory each of them asks for.");
 }

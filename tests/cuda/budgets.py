@@ -27,7 +27,7 @@ _FLAGS = ("-std=c++17", "-O3", "--expt-relaxed-constexpr", f"-I{_CSRC}")  # setu
 _STORAGE = {"float32": "float", "bfloat16": "uk::bf16", "float16": "uk::f16"}
 _MANGLED_STORAGE = {"f": "float32", "NS_4bf16E": "bfloat16", "NS_3f16E": "float16"}
 _MANGLED = re.compile(
-    r"_ZN2uk4cuda\d+(?P<name>[a-z_]+)I(?P<storage>f|NS_4bf16E|NS_3f16E)(Li(?P<K>\d)ELi(?P<N>\d)E)?E"
+    r"_ZN2uk4cuda\d+(?P<name>[a-z_]+)I(?P<storage>f|NS_4bf16E|NS_3f16E)(Li(?P<K>\d)E)?(Li(?P<N>\d)E)?E"
 )
 _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)([^;]*);")
 Rows = dict[tuple[str, str], "Kernel"]
@@ -51,12 +51,20 @@ def _tool(*arguments: str | Path) -> str:
 
 
 def _text(mangled: str) -> str | None:
-    """``forward float32 5x5 7``: storage, kernel and columns of a tile."""
+    """``forward float32 5x5 7``: storage, kernel and columns of a tile; ``shrink float32 4``."""
     found = _MANGLED.match(mangled)
     if found is None:
         return None
-    tile = f" {found['K']}x{found['K']} {found['N']}" if found["K"] else ""
-    return f"{found['name']} {_MANGLED_STORAGE[found['storage']]}{tile}"
+    words = [found["name"], _MANGLED_STORAGE[found["storage"]]]
+    if found["N"]:
+        words += [f"{found['K']}x{found['K']}", found["N"]]
+    elif found["K"]:
+        words.append(found["K"])
+    return " ".join(words)
+
+
+def has_tiles(text: str) -> bool:
+    return len(text.split()) == 4
 
 
 def compiled(source: Path, architecture: str, out: Path, *flags: str) -> Rows:
@@ -72,7 +80,7 @@ def compiled(source: Path, architecture: str, out: Path, *flags: str) -> Rows:
         if text := _text(mangled):
             memory = int(shared) + planned(text, architecture)
             rows[architecture, text] = Kernel(int(registers), int(stack) + int(local), memory, None)
-            if len(text.split()) > 2:
+            if has_tiles(text):
                 tiled[mangled] = text
     if tiled:
         for part in _tool("-sass", "-fun", ",".join(tiled), out).split("Function : ")[1:]:
@@ -95,10 +103,12 @@ def instantiated(text: str, architecture: str, folder: Path) -> Kernel:
 
 
 def planned(text: str, architecture: str) -> int:
-    """Shared memory for a cube as kernel, or for three frames of single taps, on a large map."""
+    """What is asked for of shared memory: for a cube as kernel, or three frames of single taps, on
+    a large map, and for the most tokens there may be."""
+    if not has_tiles(text):
+        tokens = _extension._introspect.token_select_plan(1, 1)["most_tokens"]
+        return _extension._introspect.token_select_plan(tokens, 1).get(text.split()[0], 0)
     name, storage, *tile = text.split()
-    if not tile:
-        return 0
     K, W = int(tile[0][0]), {"7": 56, "5": 40}[tile[1]]
     plan = _extension._introspect.depthwise_conv_plan(
         (16, 8, W, W, 64),

@@ -1,52 +1,32 @@
 // Runs one call of the kernels in csrc/cuda: a request comes in on stdin, results go out on stdout.
 //
-// The request is the numbers of `Request`, then every tensor's storage; each gets memory of exactly
+// The request is the numbers of `Head` and `Request` (or of emulator_tokens.cpp), then every tensor's storage; each gets memory of exactly
 // its size, so that the sanitizer sees any access beside it.
 
-#include <cstdio>
-#include <memory>
-#include <vector>
+#include "emulator.h"
 
 #include "cuda/depthwise_conv.h"
 #include "cuda/sums.h"
-#include "shim.h"
 
 namespace {
 
 using namespace uk::cuda;
+using uk::shim::Result;
+using uk::shim::Storage;
 
-enum Operation : int64_t { kForward, kWeightGradient, kMoments, kMomentsBackward };
+enum Operation : int64_t { kForward, kWeightGradient, kMoments, kMomentsBackward, kTokens };
+
+struct Head {
+  int64_t operation, size;  // of an element: 4, or 2 for bfloat16, or -2 for float16
+};
 
 struct Request {
-  int64_t operation, size;  // of an element: 4, or 2 for bfloat16, or -2 for float16
   int64_t B, T, H, W, C, kt, kh, kw;
   int64_t shared_limit, general;  // whether to use the general kernels
   int64_t flip, residual, moments;
   int64_t x_stride[5], dy_stride[5], weight_stride[4], bias_stride;
   int64_t x_offset, dy_offset;                 // of the first element, in bytes
   int64_t x, dy, weight, bias, shift, others;  // bytes of storage; 0: there is none
-};
-
-struct Storage {
-  std::unique_ptr<char[]> data;
-  explicit Storage(int64_t bytes) : data(bytes > 0 ? new char[bytes] : nullptr) {
-    if (bytes > 0 && std::fread(data.get(), 1, bytes, stdin) != static_cast<size_t>(bytes))
-      uk::shim::fail("expected more of the request");
-  }
-  template <class T>
-  const T* at(int64_t offset = 0) const {
-    return reinterpret_cast<const T*>(data.get() + offset);
-  }
-};
-
-template <class T>
-struct Result {
-  std::unique_ptr<T[]> data;
-  size_t count;
-  explicit Result(int64_t count) : data(new T[count]), count(count) {
-    std::memset(static_cast<void*>(data.get()), 0xff, count * sizeof(T));
-  }
-  void write() const { std::fwrite(data.get(), sizeof(T), count, stdout); }
 };
 
 template <class S>
@@ -57,7 +37,7 @@ Map<S> map_of(const S* data, const int64_t (&stride)[5], int64_t C) {
 }
 
 template <class S>
-void run(const Request& r) {
+void run(int64_t operation, const Request& r) {
   const Storage x(r.x), dy(r.dy), weight(r.weight), bias(r.bias), shift(r.shift), others(r.others);
   const DepthwiseSizes s{r.B,
                          r.T,
@@ -69,7 +49,7 @@ void run(const Request& r) {
                          static_cast<int>(r.kw)};
   const int64_t count = r.B * r.T * r.H * r.W * r.C;
   const int limit = static_cast<int>(r.shared_limit);
-  if (r.operation == kForward) {
+  if (operation == kForward) {
     Result<S> y(count);
     Forward<S> p{};
     p.sizes = s;
@@ -92,7 +72,7 @@ void run(const Request& r) {
             nullptr);
     y.write();
     sums.write();
-  } else if (r.operation == kWeightGradient) {
+  } else if (operation == kWeightGradient) {
     WeightGradient<S> p{};
     p.sizes = s;
     p.plan = r.general ? general_weight_gradient(s) : plan_weight_gradient(s, sizeof(S), limit);
@@ -108,7 +88,7 @@ void run(const Request& r) {
           nullptr);
     dw.write();
     db.write();
-  } else if (r.operation == kMoments) {
+  } else if (operation == kMoments) {
     Moments<S> p{x.at<S>(), r.shift ? shift.at<float>() : nullptr, count / r.C, r.C, 3, nullptr};
     Result<float> partials(p.parts * 2 * r.C), sums(2 * r.C);
     p.partials = partials.data.get();
@@ -128,7 +108,12 @@ void run(const Request& r) {
 }  // namespace
 
 int main() {
-  Request r;
-  if (std::fread(&r, sizeof(r), 1, stdin) != 1) uk::shim::fail("expected a request");
-  r.size == 4 ? run<float>(r) : r.size == 2 ? run<uk::bf16>(r) : run<uk::f16>(r);
+  const auto [operation, size] = uk::shim::read<Head>();
+  if (operation >= kTokens) {
+    uk::shim::run_tokens(operation - kTokens, size);
+    return 0;
+  }
+  const auto r = uk::shim::read<Request>();
+  size == 4 ? run<float>(operation, r)
+            : size == 2 ? run<uk::bf16>(operation, r) : run<uk::f16>(operation, r);
 }

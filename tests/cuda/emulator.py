@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import shutil
@@ -26,6 +27,7 @@ SANITIZED = ("-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 _SIZES = {torch.float32: 4, torch.bfloat16: 2, torch.float16: -2}
 _OPERATIONS = {"forward": 0, "weight_gradient": 1, "moments": 2, "moments_backward": 3}
+_TOKENS = {"shrink": 4, "shrink_backward": 5, "recover": 6, "recover_backward": 7}
 _SHARED = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024}
 
 
@@ -117,6 +119,52 @@ class Emulator:
             *(0 if t is None else t.storage_offset() * t.element_size() for t in (x, dy)),
             *map(len, storages),
         ]
+        return self._call(numbers, storages)
+
+    def token_shrink(
+        self, x: Tensor, importance: Tensor, keep: int, prefix: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        B, N, C = x.shape
+        P = 0 if prefix is None else prefix.shape[1]
+        sizes = (B, N, keep, P, C)
+        out = self._tokens("shrink", sizes, x.dtype, [x, prefix], importance)
+        return _split(out, (x.dtype, (B, P + keep + 1, C)), (torch.int64, (B, keep)))
+
+    def token_shrink_backward(
+        self, dtokens: Tensor, x: Tensor, importance: Tensor, index: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        (B, N, C), K = x.shape, index.shape[1]
+        sizes = (B, N, K, dtokens.shape[1] - K - 1, C)
+        out = self._tokens("shrink_backward", sizes, x.dtype, [dtokens, x], importance, index)
+        return _split(out, (x.dtype, (B, N, C)), (torch.float32, (B, N)))
+
+    def token_recover(self, x: Tensor, index: Tensor, kept: Tensor, delta: Tensor) -> Tensor:
+        (B, N, C), K = x.shape, index.shape[1]
+        out = self._tokens("recover", (B, N, K, 0, C), x.dtype, [x, kept, delta], index=index)
+        return _split(out, (x.dtype, (B, N, C)))[0]
+
+    def token_recover_backward(self, dy: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        (B, N, C), K = dy.shape, index.shape[1]
+        out = self._tokens("recover_backward", (B, N, K, 0, C), dy.dtype, [dy], index=index)
+        return _split(out, *((dy.dtype, (B, n, C)) for n in (N, K, 1)))
+
+    def _tokens(
+        self,
+        operation: str,
+        sizes: tuple[int, ...],
+        dtype: torch.dtype,
+        rows: list[Tensor | None],
+        importance: Tensor | None = None,
+        index: Tensor | None = None,
+    ) -> bytearray:
+        rows = [*rows, None, None][:3]
+        storages = [_storage(t) for t in (*rows, importance, index)]
+        numbers = [_TOKENS[operation], _SIZES[dtype], *sizes]
+        for t in rows:
+            numbers += [0] * 3 if t is None else [t.stride(0), t.stride(1), t.storage_offset()]
+        return self._call([*numbers, *map(len, storages)], storages)
+
+    def _call(self, numbers: list[int], storages: list[bytes]) -> bytearray:
         request = struct.pack(f"{len(numbers)}q", *map(int, numbers)) + b"".join(storages)
         done = subprocess.run(
             [self.program],
@@ -128,6 +176,17 @@ class Emulator:
         if done.returncode:
             raise EmulationError(done.stderr.decode(errors="replace")[:3000])
         return bytearray(done.stdout)
+
+
+def _split(out: bytearray, *tensors: tuple[torch.dtype, tuple[int, ...]]) -> tuple[Tensor, ...]:
+    found, at = [], 0
+    for dtype, shape in tensors:
+        count = math.prod(shape)
+        part = out[at : at + count * dtype.itemsize]
+        found.append(torch.frombuffer(part, dtype=dtype) if part else torch.empty(0, dtype=dtype))
+        at += len(part)
+    assert at == len(out)
+    return tuple(t.view(shape) for t, (_, shape) in zip(found, tensors, strict=True))
 
 
 def _as_map(rows: Tensor) -> Tensor:
@@ -146,6 +205,7 @@ def build(
     flags: Collection[str] = (),
     sources: Path = ROOT / "csrc",
     like: Emulator | None = None,
+    only: str = "",
 ) -> Emulator:
     """Compile the kernels.
 
@@ -153,7 +213,8 @@ def build(
         folder: where to.
         flags: more of them for the compiler.
         sources: a copy of ``csrc`` in which something was changed.
-        like: a build with the same flags, to be taken but for the convolution in float32.
+        like: a build with the same flags, to be taken but for the kernels of ``only`` in float32.
+        only: such as ``"sums_kernel"``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     command = [
@@ -163,7 +224,7 @@ def build(
     ]
 
     def compile_one(source: Path, name: str, *options: str) -> str:
-        if like is not None and name != "depthwise_conv_kernel.float":
+        if like is not None and name != f"{only}.float":
             return str(like.program.with_name(f"{name}.o"))
         out = str(folder / f"{name}.o")
         subprocess.run([*command, *options, "-c", str(source), "-o", out], check=True)
@@ -176,6 +237,8 @@ def build(
                 options = ("-include", str(_HERE / "shim.h"), f"-DUK_STORAGE={storage}", "-xc++")
                 parts.append(pool.submit(compile_one, path, f"{path.stem}.{storage}", *options))
         objects = [part.result() for part in parts]
+    # Of inline functions the linker takes the first: what was compiled anew.
+    objects.sort(key=lambda path: Path(path).parent != folder)
     program = folder / "emulator"
     subprocess.run([*command, *objects, "-o", f"{program}.new"], check=True)
     Path(f"{program}.new").rename(program)
@@ -202,3 +265,13 @@ def changed(folder: Path, file: str, before: str, after: str) -> Path:
     assert text.count(before) == 1, f"{file} has {text.count(before)} times {before!r}"
     path.write_text(text.replace(before, after))
     return folder
+
+
+def barriers(pattern: str) -> list[str]:
+    """Where the kernels' barriers are, as ``UK_SKIP_BARRIER`` names them."""
+    return [
+        f"{path.name}:{line}"
+        for path in sorted((ROOT / "csrc" / "cuda").glob(pattern))
+        for line, text in enumerate(path.read_text().splitlines(), 1)
+        if "__syncthreads()" in text
+    ]

@@ -33,6 +33,8 @@ struct Fibre {
   std::vector<std::vector<Copy>> groups{1};  // the last one is being filled
   const char* file = nullptr;                // of the barrier where it waits; null: it is done
   int line = 0;
+  void (*operation)(void* const (&lanes)[kLanes]) = nullptr;  // its warp's, for which it waits
+  void* own = nullptr;
   bool done = false;
 };
 
@@ -81,6 +83,28 @@ void start() {
   leave(true);
 }
 
+// All lanes to the block's next barrier.
+void run_warp(int first, int lanes, bool reversed) {
+  for (;;) {
+    for (int i = 0; i < lanes; ++i) {
+      const int thread = first + (reversed ? lanes - 1 - i : i);
+      current = &fibres[thread];
+      threadIdx.x = thread;
+      current->file = nullptr;
+      current->operation = nullptr;
+      enter(*current);
+    }
+    const auto operation = fibres[first].operation;
+    for (int i = 0; i < lanes; ++i)
+      if (fibres[first + i].operation != operation || (operation != nullptr && lanes < kLanes))
+        fail("expected all lanes of a warp at one exchange");
+    if (operation == nullptr) return;
+    void* own[kLanes];
+    for (int i = 0; i < kLanes; ++i) own[i] = fibres[first + i].own;
+    operation(own);
+  }
+}
+
 void run_block(int threads) {
   for (int i = 0; i < threads; ++i) {
     Fibre& fibre = fibres[i];
@@ -95,12 +119,10 @@ void run_block(int threads) {
   }
   static const bool reversed = std::getenv("UK_REVERSED") != nullptr;
   while (!fibres[0].done) {
-    for (int i = 0; i < threads; ++i) {
-      const int thread = reversed ? threads - 1 - i : i;
-      current = &fibres[thread];
-      threadIdx.x = thread;
-      current->file = nullptr;
-      enter(*current);
+    const int warps = (threads + kLanes - 1) / kLanes;
+    for (int i = 0; i < warps; ++i) {
+      const int first = (reversed ? warps - 1 - i : i) * kLanes;
+      run_warp(first, std::min(kLanes, threads - first), reversed);
     }
     for (int i = 1; i < threads; ++i)
       if (fibres[i].file != fibres[0].file || (fibres[i].file && fibres[i].line != fibres[0].line))
@@ -123,6 +145,12 @@ void barrier(const char* file, int line) {
   }
   current->file = file;
   current->line = line;
+  leave(false);
+}
+
+void exchange(void (*operation)(void* const (&lanes)[kLanes]), void* own) {
+  current->operation = operation;
+  current->own = own;
   leave(false);
 }
 

@@ -18,7 +18,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import uniformer_kernels as uk
 from tests.contract import draw
 from uniformer_kernels import _extension, cuda, triton
-from uniformer_kernels.ops import depthwise_conv
 
 ROOT = Path(__file__).parents[2]
 BUILT = bool(_extension.manifest().get("cuda_architectures"))
@@ -82,13 +81,27 @@ def test_yields_to_triton_unless_asked_for() -> None:
 
 
 @built
+def test_declines_too_many_tokens() -> None:
+    def shrink(N: int) -> tuple[torch.Tensor, torch.Tensor]:
+        importance = torch.empty(1, N, device="cuda")
+        return uk.token_shrink(torch.empty(1, N, 4, device="cuda"), importance, 3)
+
+    with FakeTensorMode(), uk.use_backend("cuda"):
+        with pytest.raises(uk.BackendError, match="N is 8193, expected at most 8192"):
+            shrink(8193)
+        tokens, index = shrink(8192)
+    assert (tokens.shape, index.shape) == ((1, 4, 4), (1, 3))
+
+
+@built
 def test_serves_where_triton_is_missing(monkeypatch) -> None:
     monkeypatch.setattr(triton, "declines", lambda *_: "Triton is not installed")
     with FakeTensorMode():
         x = torch.empty(1, 2, 3, 3, 4, device="cuda")
         weight = torch.empty(4, 1, 3, 3, 3, device="cuda")
         assert "cuda       serves this call" in uk.explain("depthwise_conv3d", x, weight)
-    assert depthwise_conv._cuda_yields(x) is None
+        tokens, importance = torch.empty(1, 9, 4, device="cuda"), torch.empty(1, 9, device="cuda")
+        assert "cuda       serves this call" in uk.explain("token_shrink", tokens, importance, 3)
 
 
 @built

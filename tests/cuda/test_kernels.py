@@ -5,7 +5,6 @@ What only a GPU can show, its scheduling and its instructions, is in tests/gpu.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -17,10 +16,10 @@ from torch import Tensor
 
 from tests.contract import draw, evaluate, within
 from tests.cuda.emulator import (
-    ROOT,
     SANITIZED,
     EmulationError,
     Emulator,
+    barriers,
     build,
     changed,
     kept_build,
@@ -225,22 +224,16 @@ def noticed(emulator: Emulator) -> bool:
     return False
 
 
-def barriers() -> list[str]:
-    return [
-        f"{path.name}:{line}"
-        for path in sorted((ROOT / "csrc" / "cuda").glob("*_kernel.cuh"))
-        for line, text in enumerate(path.read_text().splitlines(), 1)
-        if re.search(r"__syncthreads\(\)", text)
-    ]
+BARRIERS = barriers("depthwise_conv_kernel.cuh") + barriers("sums_kernel.cuh")
 
 
 def test_nothing_is_noticed_where_nothing_is_wrong(emulator) -> None:
-    assert len(barriers()) >= 10
+    assert len(BARRIERS) >= 10
     assert not noticed(emulator)
     assert not noticed(replace(emulator, environment={"UK_REVERSED": "1"}))
 
 
-@pytest.mark.parametrize("barrier", barriers())
+@pytest.mark.parametrize("barrier", BARRIERS)
 def test_no_barrier_may_be_missing(emulator, barrier) -> None:
     without = {"UK_SKIP_BARRIER": barrier}
     assert noticed(replace(emulator, environment=without)) or noticed(
@@ -260,12 +253,12 @@ def test_no_barrier_may_be_missing(emulator, barrier) -> None:
 def test_wrong_sources_are_noticed(emulator, before, after, tmp_path: Path) -> None:
     """A halo that is off by one, a copy that is not awaited."""
     sources = changed(tmp_path / "csrc", "depthwise_conv_kernel.cuh", before, after)
-    assert noticed(build(tmp_path / "build", sources=sources, like=emulator))
+    assert noticed(build(tmp_path / "build", (), sources, emulator, "depthwise_conv_kernel"))
 
 
 def test_reading_beside_the_map_is_noticed(sanitized, tmp_path: Path) -> None:
     before, after = "(h + row) < sizes.H", "(h + row) <= sizes.H"
     sources = changed(tmp_path / "csrc", "depthwise_conv_kernel.cuh", before, after)
-    beyond = build(tmp_path / "build", SANITIZED, sources, like=sanitized)
+    beyond = build(tmp_path / "build", SANITIZED, sources, sanitized, "depthwise_conv_kernel")
     with pytest.raises(EmulationError, match="heap-buffer-overflow"):
         beyond.forward(draw(1, 1, 5, 5, 8), draw(8, 1, 3, 3, 3))

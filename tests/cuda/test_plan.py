@@ -7,6 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from uniformer_kernels import _extension
+from uniformer_kernels.ops.tokens import _MAX_TOKENS
 
 _introspect = pytest.importorskip("uniformer_kernels._introspect")
 
@@ -127,6 +128,19 @@ def test_the_models_have_tiles(grid, C, gradient, size, architecture) -> None:
         p = plan((16, *grid, C), kernel, size, architecture, gradient)
         assert p["tiled"]
         assert p["channels"] * p["channel_blocks"] <= C * 8 / 7
+
+
+@many
+@given(N=st.integers(0, 8192), C=st.integers(1, 3000))
+@example(8192, 64)
+def test_tokens(N, C) -> None:
+    p = _introspect.token_select_plan(N, C)
+    assert p["most_tokens"] == _MAX_TOKENS < 2**16  # which one number counts two of
+    assert covers(p["slices"], p["channels"], C)
+    assert covers(p["token_blocks"], p["tokens"], N) or N == p["token_blocks"] == 0
+    for kernel in ("shrink", "shrink_backward", "importance_gradient", "recover_backward"):
+        assert 4 * N < p[kernel] <= 99 * 1024  # what the smallest of the GPUs has
+        assert p[kernel] % 4 == 0
 
 
 def test_the_manifest_names_the_architectures() -> None:

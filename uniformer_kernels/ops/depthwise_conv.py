@@ -154,10 +154,6 @@ def _cuda_declines(x: Tensor, *_: Any, **__: Any) -> str | None:
     return cuda.declines(x)
 
 
-def _cuda_yields(x: Tensor, *_: Any, **__: Any) -> str | None:
-    return None if triton.declines(x) else cuda.NOT_MEASURED
-
-
 def _triton_declines(x: Tensor, *_: Any, **__: Any) -> str | None:
     return triton.declines(x)
 
@@ -188,7 +184,7 @@ def _fake_backward(
 _depthwise_conv3d = Operator(
     _NAME,
     cpu=Implementation(partial(_kernel, "cpu"), _cpu_declines),
-    cuda=Implementation(partial(_kernel, "cuda"), _cuda_declines, _cuda_yields),
+    cuda=Implementation(partial(_kernel, "cuda"), _cuda_declines, cuda.yields),
     triton=Implementation(partial(_kernel, "triton"), _triton_declines),
     reference=Implementation(reference.depthwise_conv3d, always),
 )
@@ -196,7 +192,7 @@ _depthwise_conv3d = Operator(
 _depthwise_conv3d_with_moments = Operator(
     _WITH_MOMENTS,
     cpu=Implementation(partial(_kernel_with_moments, "cpu"), _cpu_declines),
-    cuda=Implementation(partial(_kernel_with_moments, "cuda"), _cuda_declines, _cuda_yields),
+    cuda=Implementation(partial(_kernel_with_moments, "cuda"), _cuda_declines, cuda.yields),
     triton=Implementation(partial(_kernel_with_moments, "triton"), _triton_declines),
     reference=Implementation(reference.depthwise_conv3d_with_moments, always),
 )

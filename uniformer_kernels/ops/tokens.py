@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _extension, checks, reference, triton
+from .. import _extension, checks, cuda, reference, triton
 from ..backends import Implementation, Operator, always, needs_grad
 from ..kernels import kernels, register_fake
 from ..once import once_differentiable
 
 _SHRINK, _RECOVER = "token_shrink", "token_recover"
-_MAX_TOKENS = 8192  # of a sample, which one Triton program ranks
+_MAX_TOKENS = 8192  # of a sample, which one block of a GPU ranks
 
 
 class _TokenShrink(torch.autograd.Function):
@@ -98,10 +98,17 @@ def _cpu_declines(x: Tensor, *_: Any, **__: Any) -> str | None:
     return None if x.device.type == "cpu" else f"x is on {x.device}"
 
 
+def _too_many(x: Tensor) -> str | None:
+    N = x.shape[1]
+    return f"N is {N}, expected at most {_MAX_TOKENS}" if N > _MAX_TOKENS else None
+
+
+def _cuda_declines(x: Tensor, *_: Any, **__: Any) -> str | None:
+    return _too_many(x) or cuda.declines(x)
+
+
 def _triton_declines(x: Tensor, *_: Any, **__: Any) -> str | None:
-    if x.shape[1] > _MAX_TOKENS:
-        return f"N is {x.shape[1]}, expected at most {_MAX_TOKENS}"
-    return triton.declines(x)
+    return _too_many(x) or triton.declines(x)
 
 
 @register_fake(_SHRINK)
@@ -134,12 +141,14 @@ def _fake_recover_backward(dy: Tensor, index: Tensor) -> tuple[Tensor, Tensor, T
 _token_shrink = Operator(
     _SHRINK,
     cpu=Implementation(partial(_shrink, "cpu"), _cpu_declines),
+    cuda=Implementation(partial(_shrink, "cuda"), _cuda_declines, cuda.yields),
     triton=Implementation(partial(_shrink, "triton"), _triton_declines),
     reference=Implementation(reference.token_shrink, always),
 )
 _token_recover = Operator(
     _RECOVER,
     cpu=Implementation(partial(_recover, "cpu"), _cpu_declines),
+    cuda=Implementation(partial(_recover, "cuda"), _cuda_declines, cuda.yields),
     triton=Implementation(partial(_recover, "triton"), _triton_declines),
     reference=Implementation(reference.token_recover, always),
 )

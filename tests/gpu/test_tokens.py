@@ -1,0 +1,76 @@
+"""Shrinking and recovering on both of a GPU's backends."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+import uniformer_kernels as uk
+from tests.contract import check, draw, evaluate
+from uniformer_kernels import reference
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+CALLS = [  # shape, kept
+    ((4, 800, 224), 400),
+    ((4, 400, 448), 200),
+    ((1, 8192, 24), 4096),
+    ((3, 77, 33), 5),  # one by one
+    ((2, 9, 64), 0),
+]
+
+
+@pytest.fixture(autouse=True, params=["cuda", "triton"])
+def _backend(request):
+    with uk.use_backend(request.param):
+        yield
+
+
+def shrink(operator, keep: int, **inputs: Tensor) -> Tensor:
+    return operator(keep=keep, **inputs)[0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("shape", "keep"), CALLS, ids=str)
+def test_values_and_gradients(shape, keep, dtype) -> None:
+    B, N, C = shape
+    x, importance = draw(*shape, dtype=dtype).cuda(), torch.rand(B, N).cuda()
+    prefix, kept, delta = (draw(B, n, C, dtype=dtype).cuda() for n in (1, keep, 1))
+    check(
+        partial(shrink, uk.token_shrink, keep),
+        partial(shrink, reference.token_shrink, keep),
+        {"x": x, "importance": importance, "prefix": prefix},
+        reduction=max(N, C),
+    )
+    index = uk.token_shrink(x, importance, keep)[1]
+    assert torch.equal(index, reference.token_shrink(x, importance, keep)[1])
+    check(
+        partial(uk.token_recover, index=index),
+        partial(reference.token_recover, index=index),
+        {"x": x, "kept": kept, "delta": delta},
+        reduction=N,
+    )
+
+
+def test_ties_go_to_the_lower_index() -> None:
+    importance = (torch.randint(5, (8, 3000)) / 5).cuda()
+    x = draw(8, 3000, 8).cuda()
+    for keep in (1, 1500, 2999):
+        index = uk.token_shrink(x, importance, keep)[1]
+        assert torch.equal(index, reference.token_shrink(x, importance, keep)[1])
+
+
+def test_bitwise_repeatable() -> None:
+    inputs = {"x": draw(4, 800, 224).cuda(), "importance": torch.rand(4, 800).cuda()}
+    dy = draw(4, 401, 224)
+    run = partial(shrink, uk.token_shrink, 400)
+    first = evaluate(run, inputs, upstream=lambda _: dy)
+    for _ in range(10):
+        again = evaluate(run, inputs, upstream=lambda _: dy)
+        assert all(torch.equal(first[name], again[name]) for name in first)
