@@ -54,6 +54,13 @@ const AttentionKernels<bf16>& kernels() {
          : instruction_set() == InstructionSet::avx512_bf16 ? avx512_bf16::attention_kernels<bf16>()
                                                             : UK_KERNELS(attention_kernels, bf16);
 }
+
+// Products of float32 pay with AMX only.
+template <>
+const AttentionKernels<float>& kernels() {
+  return instruction_set() == InstructionSet::amx ? amx::attention_kernels<float>()
+                                                  : UK_KERNELS(attention_kernels, float);
+}
 #endif
 
 template <class S>

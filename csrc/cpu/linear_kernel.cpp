@@ -22,8 +22,6 @@ constexpr int64_t kRows = kTiles ? 32 : 24;          // and rows
 constexpr int64_t kWhole = 16 * kWord<N>;            // inputs are a multiple of this
 static_assert(kWhole % kDepth<N> == 0 && kPanel % kWhole == 0);
 
-int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
-
 // Numbers from one row to the next: rows 4096 bytes apart share a few sets of the caches.
 int64_t apart(int64_t width) {
   return width * sizeof(N) % 2048 == 0 ? width + 64 / sizeof(N) : width;
@@ -128,8 +126,8 @@ UK_INLINE void multiply_block(const Rows<N>& x, int64_t row, int64_t column, con
 
 template <int ROWS, class Meanwhile>
 UK_INLINE void multiply_block(const SplitRows& x, int64_t row, int64_t column, const N* right,
-                              int64_t n, float* out, bool accumulate, Meanwhile meanwhile) {
-  multiply_split<ROWS>(x, row, column, right, n, out, accumulate, meanwhile);
+                              int64_t n, float* out, bool accumulate, Meanwhile& meanwhile) {
+  multiply_split<ROWS>(x, row, column, right, n, out, kPanel, accumulate, meanwhile);
 }
 
 UK_INLINE void repair(const Rows<N>&, int64_t, const N*, int64_t, float*) {}

@@ -18,6 +18,8 @@ struct operand<bf16> {
 };
 #endif
 
+UK_INLINE int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
+
 // The first `count` numbers, at most a vector of them.
 template <class S>
 UK_INLINE vec<float> load_up_to(const S* p, int64_t count) {

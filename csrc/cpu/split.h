@@ -13,6 +13,17 @@ namespace {
 constexpr int64_t kSplit = 3;                    // parts of a number
 constexpr int64_t kTileSize = kEdge * kDepth<bf16>;  // numbers in a tile
 
+// The type of such numbers: what those of float32 are multiplied as.
+struct Split;
+template <>
+struct operand<float> {
+  using type = Split;
+};
+template <>
+constexpr int64_t kWord<Split> = kWord<bf16>;
+template <>
+constexpr int64_t kDepth<Split> = kDepth<bf16>;
+
 // The nearest number of bfloat16; halves go away from zero.
 UK_INLINE vec<float> head(vec<float> v) { return (vec<float>)(((words)v + 0x8000) & 0xffff0000); }
 
@@ -25,16 +36,25 @@ UK_INLINE vec<float> first_part(vec<float> v) {
   return (vec<float>)_mm512_mask_mov_ps((__m512)first, odd, (__m512)quiet);
 }
 
+struct Parts {
+  vec<float> part[kSplit];
+
+  UK_INLINE Parts of(vec<float> v) {
+    const vec<float> first = first_part(v), rest = v - first, second = head(rest);
+    return {{first, second, rest - second}};
+  }
+};
+
 // 32 numbers' parts, `apart` numbers from one to the next.
-UK_INLINE void store_split(bf16* p, int64_t apart, vec<float> low, vec<float> high) {
-  vec<float> part[2] = {first_part(low), first_part(high)};
+UK_INLINE void store_split(bf16* p, int64_t apart, const Parts& low, const Parts& high) {
 #pragma GCC unroll 3
   for (int64_t i = 0; i < kSplit; ++i) {
-    const words both = (words)part[0] >> 16 | ((words)part[1] & 0xffff0000);
+    const words both = (words)low.part[i] >> 16 | ((words)high.part[i] & 0xffff0000);
     __builtin_memcpy(p + i * apart, &both, sizeof(both));
-    low -= part[0], high -= part[1];
-    part[0] = i == 0 ? head(low) : low, part[1] = i == 0 ? head(high) : high;
   }
+}
+UK_INLINE void store_split(bf16* p, int64_t apart, vec<float> low, vec<float> high) {
+  store_split(p, apart, Parts::of(low), Parts::of(high));
 }
 
 // Up to 32 numbers' parts, as they lie in memory, and zeros' behind them.
@@ -62,21 +82,107 @@ struct SplitRows {
 // The same of a matrix on the right: one part of 32 rows and 32 columns, in words, behind another.
 constexpr int64_t kRightPart = 2 * kTileSize;
 
-// out [16 ROWS, 32] (+)= the product over n numbers.  `meanwhile.at(i)` is called for every part of
+struct SplitColumns {
+  bf16* data;
+  int64_t depth;  // rows
+
+  // Where words of row i and the one 16 behind it lie, from `column`.
+  bf16* at(int64_t i, int64_t column) const {
+    const int64_t block = (column - column % 32) * depth + (i - i % 32) * 32;
+    return data + kSplit * block + (i % 32 * 32 + column % 32) * kWord<bf16>;
+  }
+  [[gnu::always_inline]] void store(int64_t i, int64_t column,
+                                    const vec<float> (&rows)[2]) const {
+    store_split(at(i, column), kRightPart, rows[0], rows[1]);
+  }
+};
+
+// in [rows, columns] as either, with zeros behind it up to whole blocks of 32.
+[[maybe_unused]] void split_rows(const float* in, int64_t ldi, int64_t rows, int64_t columns,
+                                 const SplitRows& out) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < columns; c += kDepth<bf16>)
+      split_some(in + r * ldi + c, columns - c, out.at(r, c), kTileSize);
+  for (int64_t r = rows; r % (2 * kEdge); ++r)
+    for (int64_t c = 0; c < columns; c += kDepth<bf16>) out.store(r, c, {});
+}
+
+// One block of 32 rows and columns, at most, of a matrix; where there are fewer, zeros follow.
+[[maybe_unused, gnu::noinline]] void split_columns(const float* in, int64_t ldi, int64_t rows,
+                                                   int64_t columns, bf16* out) {
+  constexpr int64_t L = lanes_of<float>;
+  for (int64_t i = 0; i < kEdge; ++i, in += ldi)
+#pragma GCC unroll 2
+    for (int64_t c = 0; c < 2 * L; c += L, out += 2 * L)
+      store_split(out, kRightPart, load_up_to(in + c, i < rows ? columns - c : 0),
+                  load_up_to(in + kEdge * ldi + c, i + kEdge < rows ? columns - c : 0));
+}
+
+// in' of 32 rows and 16 columns, at most.
+[[maybe_unused, gnu::noinline]] void split_turned(const float* in, int64_t ldi, int64_t rows,
+                                                  int64_t columns, bf16* out) {
+  constexpr int64_t L = lanes_of<float>, kDeep = kDepth<bf16>;
+  alignas(64) float edge[kDeep * L], turned[L * kDeep];
+  const bool whole = rows >= kDeep && columns >= L;
+  for (int64_t i = 0; !whole && i < kDeep; ++i)
+    uk::UK_ISA::store(edge + i * L, load_up_to(in + i * ldi, i < rows ? columns : 0));
+  transpose(whole ? in : edge, whole ? ldi : L, kDeep, L, turned, kDeep);
+#pragma GCC unroll 4
+  for (int64_t c = 0; c < L; ++c)
+    store_split(out + c * kDeep, kTileSize, load(turned + c * kDeep),
+                load(turned + c * kDeep + L));
+}
+
+// All of a matrix, or of its transpose, up to whole blocks.
+[[maybe_unused]] void split_columns(const float* in, int64_t ldi, int64_t rows, int64_t columns,
+                                    const SplitColumns& out) {
+  for (int64_t i = 0; i < rows; i += 32)
+    for (int64_t c = 0; c < columns; c += 32)
+      split_columns(in + i * ldi + c, ldi, rows - i, columns - c, out.at(i, c));
+}
+[[maybe_unused]] void split_turned(const float* in, int64_t ldi, int64_t rows, int64_t columns,
+                                   const SplitRows& out) {
+  for (int64_t i = 0; i < rows; i += 32)
+    for (int64_t c = 0; c < round_up(columns, 32); c += 16)
+      split_turned(in + i * ldi + c, ldi, rows - i, columns - c, out.at(c, i));
+}
+
+// Steps of other work, some of them at every call: for the vector registers while tiles are busy.
+template <class Step>
+class Steps {
+ public:
+  Steps(const Step& step, int64_t count, int64_t calls)
+      : step_(step), count_(count), each_(calls > 0 ? (count + calls - 1) / calls : count) {}
+
+  [[gnu::always_inline]] void at(int64_t) { run(min(count_, next_ + each_)); }
+  void finish() { run(count_); }
+
+ private:
+  [[gnu::always_inline]] void run(int64_t end) {
+    for (; next_ < end; ++next_) step_(next_);
+  }
+
+  const Step& step_;
+  int64_t count_, each_, next_ = 0;
+};
+
+// out [16 ROWS, 32] (+)= the product over n numbers, out's rows `ldo` apart.  `meanwhile.at(i)` is called for every part of
 // every 32 numbers, as by multiply_tiles.
 template <int ROWS, class Meanwhile>
 UK_INLINE void multiply_split(const SplitRows& x, int64_t row, int64_t column, const bf16* b,
-                              int64_t n, float* out, bool accumulate, Meanwhile meanwhile) {
-  constexpr int64_t kLine = 2 * kEdge * sizeof(float), kBytes = kDepth<bf16> * sizeof(bf16);
+                              int64_t n, float* out, int64_t ldo, bool accumulate,
+                              Meanwhile& meanwhile) {
+  constexpr int64_t kBytes = kDepth<bf16> * sizeof(bf16);
+  const int64_t line = ldo * sizeof(float);
   const bf16* a = x.at(row, column);
   const int64_t lower = kEdge * x.stride;
-  float* below = out + 2 * kEdge * kEdge;
+  float* below = out + kEdge * ldo;
   if (accumulate) {
-    _tile_loadd(0, out, kLine);
-    _tile_loadd(1, out + kEdge, kLine);
+    _tile_loadd(0, out, line);
+    _tile_loadd(1, out + kEdge, line);
     if constexpr (ROWS == 2) {
-      _tile_loadd(2, below, kLine);
-      _tile_loadd(3, below + kEdge, kLine);
+      _tile_loadd(2, below, line);
+      _tile_loadd(3, below + kEdge, line);
     }
   } else {
     _tile_zero(0);
@@ -114,12 +220,27 @@ UK_INLINE void multiply_split(const SplitRows& x, int64_t row, int64_t column, c
     meanwhile.at(i + 2 * kDepth<bf16>);
     a += kSplit * kTileSize, b += kSplit * kRightPart;
   }
-  _tile_stored(0, out, kLine);
-  _tile_stored(1, out + kEdge, kLine);
+  _tile_stored(0, out, line);
+  _tile_stored(1, out + kEdge, line);
   if constexpr (ROWS == 2) {
-    _tile_stored(2, below, kLine);
-    _tile_stored(3, below + kEdge, kLine);
+    _tile_stored(2, below, line);
+    _tile_stored(3, below + kEdge, line);
   }
+}
+
+// The same of all rows and columns, rounded up to whole blocks of 32; and how often that calls.
+template <class Meanwhile = const Nothing>
+[[maybe_unused]] void product(int64_t rows, int64_t width, const SplitRows& a,
+                              const SplitColumns& b, int64_t n, float* out, int64_t ldo,
+                              bool accumulate, Meanwhile& meanwhile = Nothing()) {
+  remember(a.data);
+  for (int64_t r = 0; r < rows; r += 32)
+    for (int64_t c = 0; c < width; c += 32)
+      multiply_split<2>(a, r, 0, b.at(0, c), n, out + r * ldo + c, ldo, accumulate, meanwhile);
+}
+
+UK_INLINE int64_t calls(int64_t rows, int64_t width, int64_t n) {
+  return kSplit * ((rows + 31) / 32) * ((width + 31) / 32) * ((n + 31) / 32);
 }
 
 // Infinity times one part may be NaN where the number's own product is not: such sums come to what

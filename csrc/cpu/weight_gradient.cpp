@@ -32,6 +32,13 @@ const WeightGradientKernels<bf16>& kernels() {
              ? avx512_bf16::weight_gradient_kernels<bf16>()
              : UK_KERNELS(weight_gradient_kernels, bf16);
 }
+
+// Products of float32 pay with AMX only.
+template <>
+const WeightGradientKernels<float>& kernels() {
+  return instruction_set() == InstructionSet::amx ? amx::weight_gradient_kernels<float>()
+                                                  : UK_KERNELS(weight_gradient_kernels, float);
+}
 #endif
 
 template <class S>

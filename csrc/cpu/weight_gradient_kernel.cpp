@@ -3,13 +3,14 @@
 
 #include "weight_gradient.h"
 #include "operand.h"
+#if defined(__AMX_BF16__)
+#include "split.h"
+#endif
 
 namespace uk::UK_ISA {
 namespace {
 
 constexpr int64_t L = lanes_of<float>;
-
-UK_INLINE int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 
 // What a task sums up.
 struct Task {
@@ -49,6 +50,7 @@ void add_rows(const S* rows, int64_t stride, int64_t count, int64_t columns, flo
 
 #if defined(__AVX512BF16__)
 
+template <class S>
 constexpr int64_t kColumns = 16 * L;
 constexpr int64_t kTile = kDepth<bf16> > kWord<bf16> ? 32 : kSums / 4;
 constexpr int64_t kRows = 512;  // packed at a time: they stay in L2 while all outputs use them
@@ -70,7 +72,7 @@ void pair(const bf16* in, int64_t stride, int64_t rows, int64_t count, int64_t a
 void run(const WeightGradientShape& s, const bf16* dy, const bf16* x, float* dw, float* db,
          int64_t task) {
   const TileRegisters registers;
-  const Task t(s, kColumns, task);
+  const Task t(s, kColumns<bf16>, task);
   const int64_t width = round_up(t.columns, 2 * L), height = round_up(t.outputs, 2 * L);
   float* sums = scratch<float>(height * (width + 1) + kRows * (height + width / 2));
   float* bias = sums + height * width;
@@ -89,8 +91,64 @@ void run(const WeightGradientShape& s, const bf16* dy, const bf16* x, float* dw,
   finish(s, t, sums, width, bias, dw, db);
 }
 
+#if defined(__AMX_BF16__)
+
+template <>
+constexpr int64_t kColumns<float> = 20 * L;
+constexpr int64_t kFloatRows = 128;
+
+// Rows are split while the ones before them are multiplied.
+void run(const WeightGradientShape& s, const float* dy, const float* x, float* dw, float* db,
+         int64_t task) {
+  const TileRegisters registers;
+  const Task t(s, kColumns<float>, task);
+  const int64_t width = round_up(t.columns, 32), height = round_up(t.outputs, 32);
+  constexpr int64_t kAll = kSplit * kFloatRows;
+  const int64_t across = height / 16, along = width / 32;  // blocks of dy and x beside each other
+  float* sums = scratch<float>(height * (width + 1) + kAll * (height + width));
+  float* bias = sums + height * width;
+  bf16* packed = (bf16*)(bias + height);
+  SplitRows left[2];
+  SplitColumns right[2];
+  for (int i = 0; i < 2; ++i, packed += kAll * (height + width))
+    left[i] = {packed, kAll}, right[i] = {packed + kAll * height, kFloatRows};
+  for (int64_t o = 0; o < height; ++o) bias[o] = 0.f;
+  int64_t m = t.begin;  // the rows being split
+  const auto split = [&](int64_t step) {
+    const int64_t r = step / (across + along) * 32, column = step % (across + along);
+    const int64_t rows = t.end - m - r, parity = (m - t.begin) / kFloatRows % 2;
+    if (column < across) {
+      const int64_t c = column * 16;
+      const float* in = dy + (m + r) * s.dy_stride + t.top + c;
+      if (t.first == 0 && c < t.outputs)
+        add_rows(in, s.dy_stride, min(32, rows), min(L, t.outputs - c), bias + c);
+      split_turned(in, s.dy_stride, rows, t.outputs - c, left[parity].at(c, r));
+    } else {
+      const int64_t c = (column - across) * 32;
+      split_columns(x + (m + r) * s.x_stride + t.first + c, s.x_stride, rows, t.columns - c,
+                    right[parity].at(r, c));
+    }
+  };
+  const auto steps = [&](int64_t calls) {
+    const int64_t rows = min(kFloatRows, t.end - m);
+    return Steps(split, round_up(rows, 32) / 32 * (across + along), calls);
+  };
+  steps(0).finish();
+  for (int64_t begin = t.begin, parity = 0; begin < t.end; begin = m, parity ^= 1) {
+    const int64_t rows = min(kFloatRows, t.end - begin);
+    m = min(begin + kFloatRows, t.end);
+    auto next = steps(calls(height, width, rows));
+    product(height, width, left[parity], right[parity], rows, sums, width, begin > t.begin, next);
+    next.finish();
+  }
+  finish(s, t, sums, width, bias, dw, db);
+}
+
+#endif
+
 #else
 
+template <class S>
 constexpr int64_t kColumns = 8 * L;  // two tiles of `product`
 constexpr int64_t kTile = kSums / 4;
 constexpr int64_t kRows = 64;  // of x packed at a time: stays in L1 while all outputs use them
@@ -104,7 +162,7 @@ void pack(const S* in, int64_t stride, int64_t rows, int64_t count, int64_t widt
 template <class S>
 void run(const WeightGradientShape& s, const S* dy, const S* x, float* dw, float* db,
          int64_t task) {
-  const Task t(s, kColumns, task);
+  const Task t(s, kColumns<S>, task);
   const int64_t width = round_up(t.columns, L), height = round_up(t.outputs, L);
   const int64_t apart = height | L;  // an odd number of vectors: no two rows in the same sets
   float* right = scratch<float>(kRows * (width + apart) + t.outputs * width + height);
@@ -127,12 +185,12 @@ void run(const WeightGradientShape& s, const S* dy, const S* x, float* dw, float
 
 template <class S>
 const WeightGradientKernels<S>& weight_gradient_kernels() {
-  static const WeightGradientKernels<S> kernels = {kColumns, kTile, run};
+  static const WeightGradientKernels<S> kernels = {kColumns<S>, kTile, run};
   return kernels;
 }
 
 template const WeightGradientKernels<bf16>& weight_gradient_kernels();
-#if !defined(__AVX512BF16__)
+#if !defined(__AVX512BF16__) || defined(__AMX_BF16__)
 template const WeightGradientKernels<float>& weight_gradient_kernels();
 #endif
 

@@ -24,7 +24,7 @@ ATTENTION = ["attention", "attention_bfloat16", "window_attention"]
 OPERATORS = {  # tests of the operators whose kernels differ there
     "amx": [*LINEAR, *ATTENTION],
     "avx512_bf16": [*LINEAR, *ATTENTION],
-    "avx512": [*LINEAR, "attention_bfloat16"],
+    "avx512": [*LINEAR, *ATTENTION],
     "avx2": [*LINEAR, "depthwise_conv", *ATTENTION],
     "portable": [*LINEAR, "depthwise_conv", *ATTENTION],
 }
