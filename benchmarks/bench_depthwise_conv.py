@@ -1,15 +1,10 @@
-"""Depthwise convolution against PyTorch's, channels-last and channels-first."""
+"""Depthwise convolutions against PyTorch's in both memory formats, and dense ones."""
 
 from __future__ import annotations
 
-import pytest
-
-from . import cases
+from .operators import parametrized, run
 
 
-@pytest.mark.parametrize("rival", [cases.OURS, cases.CHANNELS_LAST, cases.CHANNELS_FIRST])
-@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
-@pytest.mark.parametrize("case", cases.DEPTHWISE)
-def test_depthwise_conv(benchmark, case: str, backward: bool, rival: str) -> None:
-    benchmark.group = f"depthwise {case}, {'forward + gradients' if backward else 'forward'}"
-    benchmark(cases.depthwise(case, backward=backward)[rival])
+@parametrized("depthwise_conv3d", "depthwise_conv3d_with_moments")
+def test_depthwise_conv(benchmark, call) -> None:
+    run(benchmark, call)

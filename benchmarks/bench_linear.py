@@ -1,15 +1,10 @@
-"""Matrix products, with GELU where the model has one, against `F.linear`."""
+"""Matrix products with their neighbours against `F.linear` and its compilation."""
 
 from __future__ import annotations
 
-import pytest
-
-from . import cases
+from .operators import parametrized, run
 
 
-@pytest.mark.parametrize("rival", [cases.OURS, "PyTorch"])
-@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
-@pytest.mark.parametrize("case", cases.LINEAR)
-def test_linear(benchmark, case: str, backward: bool, rival: str) -> None:
-    benchmark.group = f"linear {case}, {'forward + gradients' if backward else 'forward'}"
-    benchmark(cases.linear(case, backward=backward)[rival])
+@parametrized("linear", "feed_forward")
+def test_linear(benchmark, call) -> None:
+    run(benchmark, call)

@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from . import cases, memory, models, timing
-from .timing import Samples
+from uniformer_kernels.bench import timing
+from uniformer_kernels.bench.timing import Samples
+
+from . import agreement, memory, models, operators
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class PeakMemory(Measurement):
 
     def take(self, rounds: int, sample: float) -> dict[str, Samples]:
         rivals = (name for target in self.targets for name in target.rivals)
-        return memory.compare(self.build, dict.fromkeys((cases.OURS, *rivals)), rounds=rounds)
+        return memory.compare(self.build, dict.fromkeys((agreement.OURS, *rivals)), rounds=rounds)
 
     def ratio(self, ours: float, theirs: float) -> float:
         return ours / theirs
@@ -60,28 +62,45 @@ class PeakMemory(Measurement):
         return ratio <= reach
 
 
+DEPTHWISE = [  # name in the table, case, dtype, what its gradients are to reach
+    ("k5 8×56×56×64", "S stage 1, k5 8×56×56×64", torch.float32, (8, 15)),
+    ("k3 8×56×56×64", "S stage 1, k3 8×56×56×64", torch.float32, (8, 18)),
+    ("k5 8×28×28×128", "S stage 2, k5 8×28×28×128", torch.float32, (6, 12)),
+    ("k3 8×14×14×320", "S stage 3, k3 8×14×14×320", torch.float32, (6, 12)),
+    ("k5 8×56×56×64 bf16", "S stage 1, k5 8×56×56×64", torch.bfloat16, (20, 35)),
+]
+
+
+def _race(
+    operator: str, case: str, rival: str, dtype: torch.dtype, backward: bool
+) -> Callable[[], agreement.Rivals]:
+    return partial(operators.race, operator, case, (rival,), dtype=dtype, backward=backward)
+
+
 def measurements() -> Iterator[Measurement]:
     """Everything, in the order of the table."""
-    depthwise = {"k5 8×56×56×64": (8, 15), "k3 8×56×56×64": (8, 18), "k5 8×56×56×64 bf16": (20, 35)}
-    last = "PyTorch channels-last", (cases.CHANNELS_LAST,)
-    official = "official-style eager", (cases.OFFICIAL,)
+    last = "PyTorch channels-last", (agreement.CHANNELS_LAST,)
+    official = "official-style eager", (agreement.OFFICIAL,)
     for backward in (True, False):
-        for case in cases.DEPTHWISE:
+        for name, case, dtype, goals in DEPTHWISE:
             yield Measurement(
-                f"depthwise {case}, {'forward + gradients' if backward else 'forward'}",
-                partial(cases.depthwise, case, backward=backward),
-                (Target(*last, *(depthwise.get(case, (6, 12)) if backward else (1.2, 2))),),
+                f"depthwise {name}, {'forward + gradients' if backward else 'forward'}",
+                _race("depthwise_conv3d", case, "channels-last", dtype, backward),
+                (Target(*last, *(goals if backward else (1.2, 2))),),
             )
-    for case, goals in (("stage 3", (1.6, 2)), ("stage 3 bf16", (2.5, 3.5))):
+    for name, dtype, goals in (
+        ("stage 3", torch.float32, (1.6, 2)),
+        ("stage 3 bf16", torch.bfloat16, (2.5, 3.5)),
+    ):
         for backward in (False, True):
             yield Measurement(
-                f"attention {case}, {'forward + gradients' if backward else 'forward'}",
-                partial(cases.attention, case, backward=backward),
+                f"attention {name}, {'forward + gradients' if backward else 'forward'}",
+                _race("joint_attention", "S stage 3, 1568 × 5 × 64", "SDPA", dtype, backward),
                 (Target("SDPA", ("SDPA",), *goals),),
             )
     yield Measurement(
         "token_shrink + token_recover 801×224",
-        cases.tokens,
+        models.tokens,
         (Target(*official, 4),),
     )
     yield Measurement(
@@ -120,7 +139,7 @@ def measurements() -> Iterator[Measurement]:
     yield Measurement(
         "UniFormer-XXS 16×160, training step of two clips",
         models.xxs_training_step,
-        (Target("channels-last eager", (cases.CHANNELS_LAST,), 2.5, 3.2),),
+        (Target("channels-last eager", (agreement.CHANNELS_LAST,), 2.5, 3.2),),
     )
     fused = "official-style code with SDPA", (models.OFFICIAL_SDPA,)
     yield Measurement(
@@ -142,7 +161,7 @@ def measurements() -> Iterator[Measurement]:
     yield Measurement(
         "X3D-M 16×112 accelerated, training step of two clips",
         models.accelerated_x3d_training_step,
-        (Target("channels-last eager", (cases.CHANNELS_LAST,), 2),),
+        (Target("channels-last eager", (agreement.CHANNELS_LAST,), 2),),
     )
     yield Measurement(
         "dense S hybrid-14 at 800×1280, forward",

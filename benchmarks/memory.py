@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .timing import Samples
+from uniformer_kernels.bench.timing import Samples
 
 Build = Callable[[str], tuple[Callable[[Tensor], Any], Tensor]]
 

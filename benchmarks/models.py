@@ -15,11 +15,13 @@ import uniformer
 from torch import Tensor, nn
 from uniformer.layers.v2 import GlobalUniBlock
 
+import uniformer_kernels as uk
 from uniformer_kernels import accelerate
+from uniformer_kernels.bench import plain
 from uniformer_kernels.blocks import Affine, video_memory
 
+from .agreement import CHANNELS_LAST, OFFICIAL, OURS, Rivals, agree, equal
 from .baselines import dense, light, openvino, v2, video, x3d
-from .cases import CHANNELS_LAST, OFFICIAL, OURS, Rivals, agree, equal
 
 SDPA = "SDPA + channels-last"
 COMPILED = ("compiled, channels-last", "compiled max-autotune, channels-last")
@@ -90,6 +92,27 @@ def xxs_training_step() -> Rivals:
     modules, clips = xxs(2)
     del modules[OFFICIAL]
     return _training_step(modules, clips)
+
+
+def tokens() -> Rivals:
+    """Shrinking and recovering a sequence as UniFormer-XXS's third stage does at 16 x 160."""
+    torch.manual_seed(0)
+    N, C, keep = 800, 224, 400
+    x, score_token, delta = (torch.randn(1, n, C) for n in (N, 1, 1))
+    importance = torch.rand(1, N)
+
+    def ours() -> tuple[Tensor, Tensor]:
+        z, index = uk.token_shrink(x, importance, keep, prefix=score_token)
+        return uk.token_recover(x, index, z[:, 1:-1], delta), z[:, -1]
+
+    def official() -> tuple[Tensor, Tensor]:
+        z, others, *order = plain.token_shrink(x, importance, keep, score_token)
+        recovered, _ = plain.token_recover(z[:, 1:-1], others + delta, *order)
+        return recovered, z[:, -1]
+
+    rivals = {OURS: torch.inference_mode()(ours), OFFICIAL: torch.inference_mode()(official)}
+    agree(rivals, 1e-4)
+    return rivals
 
 
 # The detection backbone, small, windows of 14 in three blocks of four, 800 x 1280

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
 import shlex
-import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 from rich.console import Console
 from rich.table import Table
 
-import uniformer_kernels
+from uniformer_kernels.bench.machine import machine
+from uniformer_kernels.bench.timing import Samples
 
-from .cases import OURS
+from .agreement import OURS
 from .measurements import Measurement, measurements
-from .timing import Samples
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
@@ -54,39 +49,6 @@ def rows(measurement: Measurement, samples: dict[str, Samples]) -> list[dict[str
             }
         )
     return found
-
-
-def machine() -> dict[str, Any]:
-    """Where and with what the figures were measured."""
-    git = partial(subprocess.run, cwd=DOCUMENT.parent, capture_output=True, text=True, check=False)
-    commit = git(["git", "rev-parse", "--short=12", "HEAD"]).stdout.strip() or "uncommitted"
-    changed = bool(git(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip())
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "cpu": _cpu(),
-        "threads": torch.get_num_threads(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "uniformer_kernels": uniformer_kernels.__version__,
-        "commit": commit + ("+changes" if changed else ""),
-        "command": shlex.join(["python", "-m", "benchmarks.report", *sys.argv[1:]]),
-    }
-
-
-def _cpu() -> str:
-    """The processor's name and extensions that matter here."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    info = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
-    name = info.get("model name", platform.machine())
-    if "cpu family" in info:
-        name += f" (family {info['cpu family']}, model {info['model']})"
-    widest = next((e for e in ("avx512f", "avx2") if e in info.get("flags", "").split()), "")
-    return f"{name}, {widest}" if widest else name
 
 
 COLUMNS = ("", "against", "theirs", "ours", "ratio", "reach", "aim")
@@ -161,7 +123,7 @@ def main() -> None:
         parser.error(f"--only: nothing has {options.only!r} in its name")
 
     show(Console(), found)
-    where = machine()
+    where = machine(shlex.join(["python", "-m", "benchmarks.report", *sys.argv[1:]]))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps({"machine": where, "rows": found}, indent=2) + "\n")

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .operators import attention_weights, token_recover, token_shrink, unpacked
+from uniformer_kernels.bench.plain import attention_weights, token_recover, token_shrink, unpacked
+
 from .video import LocalBlock, Mlp, PatchEmbed
 
 

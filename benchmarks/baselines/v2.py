@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .operators import Attend, materialised_attention
+from uniformer_kernels.bench.plain import Attend, materialised_attention
 
 
 def quick_gelu(x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch._inductor.config as inductor
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .operators import Attend, materialised_attention, packed_attention
+from uniformer_kernels.bench.plain import Attend, materialised_attention, packed_attention
 
 
 class PatchEmbed(nn.Module):

@@ -18,7 +18,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..report import machine
+from uniformer_kernels.bench.machine import machine
+
 from . import document
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +64,7 @@ def main() -> None:
 def run(stages: Sequence[str], out: Path) -> int:
     """Run stages in their order; 1 if one of them failed."""
     gpu = _gpu()
-    where = machine() | gpu
+    where = machine("make gpu") | gpu
     commit = where["commit"].replace("+", "-")
     folder = out / gpu["gpu"].lower().replace(" ", "-")
     folder.mkdir(parents=True, exist_ok=True)

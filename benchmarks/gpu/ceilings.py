@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from uniformer_kernels.bench.graphs import compare
+
 from .rows import OURS, row
-from .timing import compare
 
 
 def run() -> list[dict[str, Any]]:

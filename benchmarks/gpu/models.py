@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..cases import CHANNELS_LAST
+from uniformer_kernels.bench.graphs import Make, compare
+
+from ..agreement import CHANNELS_LAST
 from ..memory import saved_bytes
 from ..models import SDPA, small, xxs
 from .rows import row
-from .timing import Make, compare
 
 COMPILED = "compiled, SDPA + channels-last"
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import uniformer_kernels as uk
+from uniformer_kernels.bench import plain
+from uniformer_kernels.bench.graphs import Make, compare
 
-from ..baselines import operators as plain
 from .rows import OURS, row
-from .timing import Make, compare
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _DEPTHWISE = [  # kernel, T, H, W, C

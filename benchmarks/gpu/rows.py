@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from ..timing import Samples
+from uniformer_kernels.bench.timing import Samples
 
 OURS = "ours"
 

@@ -11,6 +11,7 @@
 #include "../common/token_select_plan.h"
 #include "../cpu/cpu_features.h"
 #include "manifest.h"  // UK_MANIFEST, written by setup.py
+#include "multiply_adds.h"
 
 namespace {
 
@@ -102,4 +103,6 @@ PYBIND11_MODULE(_introspect, m) {
   m.def("token_select_plan", &token_select_plan, pybind11::arg("N"), pybind11::arg("C"),
         "How the CUDA kernels divide a sample of N tokens with C channels, and the bytes of shared "
         "memory each of them asks for.");
+  m.def("multiply_adds", &uk::multiply_adds, pybind11::call_guard<pybind11::gil_scoped_release>(),
+        "At least so many float32 multiply-adds out of registers, to be timed; their sum.");
 }

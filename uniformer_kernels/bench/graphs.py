@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..timing import Samples
+from .timing import Samples
 
 Call = Callable[[], Any]
 Make = Callable[[], Call]

@@ -1,8 +1,9 @@
-"""Operators."""
+"""The operators as one would write them in plain PyTorch, the official ways among them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,32 @@ def depthwise_conv3d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     """On `[B, C, T, H, W]`; whether that is channels-last is in `x`'s strides."""
     padding = tuple(k // 2 for k in weight.shape[2:])
     return F.conv3d(x, weight, bias, padding=padding, groups=x.shape[1])
+
+
+def dense_conv3d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The same of a kernel that `dense` has expanded."""
+    return F.conv3d(x, weight, bias, padding=tuple(k // 2 for k in weight.shape[2:]))
+
+
+def dense(weight: Tensor) -> Tensor:
+    """A full kernel `[C, C, ...]` for a depthwise one, zero off the diagonal."""
+    return torch.diag_embed(weight[:, 0].movedim(0, -1)).movedim((-2, -1), (0, 1))
+
+
+def taps(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The equation of a depthwise convolution on `[B, T, H, W, C]`, tap by tap.
+
+    In float64, where `conv3d` has no fast kernel.
+    """
+    kernel = weight.shape[2:]
+    padding = [n for k in reversed(kernel) for n in (k // 2, k // 2)]
+    padded = F.pad(x, (0, 0, *padding))
+    y = torch.zeros_like(x) if bias is None else bias.expand(x.shape)
+    for i in range(prod(kernel)):
+        t, h, w = i // (kernel[1] * kernel[2]), i // kernel[2] % kernel[1], i % kernel[2]
+        T, H, W = x.shape[1:4]
+        y = y + weight[:, 0, t, h, w] * padded[:, t : t + T, h : h + H, w : w + W]
+    return y
 
 
 def attention_weights(q: Tensor, k: Tensor) -> Tensor:
@@ -47,8 +74,8 @@ def token_shrink(
         where the tokens stood, as a number of the tokens' dtype.
     """
     B, N, C = x.shape
-    position = torch.arange(N).expand(B, N)
-    state = torch.cat([x, importance.unsqueeze(2), position.unsqueeze(2)], 2)
+    position = torch.arange(N, device=x.device).expand(B, N)
+    state = torch.cat([x, importance.unsqueeze(2).to(x), position.unsqueeze(2).to(x)], 2)
     state = _rows(state, importance.argsort(1, descending=True))
     x, importance, position = state[:, :, :C], state[:, :, C], state[:, :, C + 1]
     weight = importance[:, keep:] / importance[:, keep:].sum(1, keepdim=True)
@@ -68,4 +95,4 @@ def token_recover(
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:
     """Faster than `gather`, which reads the index of a row for each of its channels."""
-    return x[torch.arange(len(x)).unsqueeze(1), index]
+    return x[torch.arange(len(x), device=x.device).unsqueeze(1), index]

@@ -1,0 +1,213 @@
+"""One case in one precision, forward or with gradients: check the rivals, time them, count."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import graphs, timing
+from .case import OURS, REFERENCE, Call, Case, Rival, differentiated, reached
+from .ceilings import Ceilings
+from .check import Judge, judge, results
+from .timing import Samples
+
+FORWARD, BACKWARD = "forward", "forward+backward"
+PASSES = (FORWARD, BACKWARD)
+
+
+@dataclass
+class Row:
+    """A rival's figures.
+
+    Args:
+        seconds: the median of a call; with `quartiles`, of the rounds. None if `refused`.
+        ratio: how many times longer than ours, the median of the rounds' ratios.
+        gb_per_s: bytes that have to move, inputs and results once, by the time.
+        gflop_per_s: operations of the equation by the time; a rival may do more.
+        ceiling: the part of the machine's own ceiling that is reached.
+        bound: which ceiling that is.
+        refused: why there are no figures.
+    """
+
+    operator: str
+    case: str
+    dtype: str
+    pass_: str
+    rival: str
+    backend: str
+    bytes: float
+    flop: float
+    seconds: float | None = None
+    quartiles: tuple[float, float] | None = None
+    ratio: float | None = None
+    ratio_quartiles: tuple[float, float] | None = None
+    gb_per_s: float | None = None
+    gflop_per_s: float | None = None
+    ceiling: float | None = None
+    bound: str | None = None
+    refused: str | None = None
+    rounds: list[float] = field(default_factory=list)
+
+    def json(self) -> dict[str, Any]:
+        row = asdict(self)
+        return {"pass" if name == "pass_" else name: value for name, value in row.items()}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the cases are measured.
+
+    Args:
+        device: where.
+        compare: whether what others offer takes part, besides the reference.
+        rounds: timings of each rival.
+        sample: seconds a timing lasts at least.
+    """
+
+    device: torch.device
+    compare: bool = False
+    rounds: int = 21
+    sample: float = 0.02
+
+    def rivals(self, case: Case, dtype: torch.dtype) -> dict[str, Rival]:
+        others = {n: r for n, r in case.rivals.items() if r.serves(dtype, self.device)}
+        return {OURS: case.ours, REFERENCE: case.plain} | (others if self.compare else {})
+
+
+def measure(
+    case: Case, dtype: torch.dtype, pass_: str, setting: Setting, ceilings: Ceilings
+) -> list[Row]:
+    """Figures of all rivals, ours first.
+
+    A rival that fails or computes something else gets a row that says so.
+    """
+    backward = pass_ == BACKWARD
+    torch.compiler.reset()  # compiled rivals of other shapes count against a limit
+    rivals = setting.rivals(case, dtype)
+    backend = case.backend(dtype, setting.device, backward=backward)
+    bytes_, work = traffic(case, dtype, setting.device, backward=backward), dict(case.work)
+    if backward:
+        work = {unit: count * (1 + case.gradients) for unit, count in work.items()}
+    names = str(dtype).removeprefix("torch.")
+    rows = {
+        name: Row(
+            case.operator,
+            case.name,
+            names,
+            pass_,
+            name,
+            backend if name == OURS else "torch",
+            bytes_,
+            sum(work.values()),
+        )
+        for name in rivals
+    }
+    referee = judge(case, dtype, setting.device, backward=backward)
+    for name, rival in rivals.items():
+        rows[name].refused = objection(
+            case, rival, referee, dtype, setting.device, backward=backward
+        )
+    admitted = {name: rival for name, rival in rivals.items() if rows[name].refused is None}
+    found = _times(case, admitted, dtype, setting, backward=backward)
+    floor, bound = ceilings.floor(bytes_, work, dtype)
+    for name, samples in found.items():
+        row = rows[name]
+        if isinstance(samples, str):
+            row.refused = samples
+            continue
+        row.seconds, row.quartiles, row.rounds = samples.median, samples.quartiles, samples.values
+        row.gb_per_s = bytes_ / row.seconds / 1e9
+        row.gflop_per_s = row.flop / row.seconds / 1e9
+        row.ceiling, row.bound = floor / row.seconds, bound
+        if isinstance(ours := found.get(OURS), Samples):
+            ratios = samples.over(ours)
+            row.ratio, row.ratio_quartiles = ratios.median, ratios.quartiles
+    return list(rows.values())
+
+
+def objection(
+    case: Case,
+    rival: Rival,
+    referee: Judge,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    backward: bool,
+) -> str | None:
+    """Why a rival is not to be reported: it fails, or computes something else."""
+    try:
+        return referee.objection(results(case, rival, dtype, device, backward=backward))
+    except Exception as error:  # whatever it is, it is the rival's, and goes into its row
+        return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def _times(
+    case: Case,
+    rivals: Mapping[str, Rival],
+    dtype: torch.dtype,
+    setting: Setting,
+    *,
+    backward: bool,
+) -> Mapping[str, Samples | str]:
+    if setting.device.type == "cuda":
+        makes = {
+            name: lambda rival=rival: next(_calls(case, rival, dtype, setting.device, backward))
+            for name, rival in rivals.items()
+        }
+        return graphs.compare(makes, rounds=setting.rounds)
+    turns = {
+        name: turn(case, rival, dtype, setting.device, backward=backward)
+        for name, rival in rivals.items()
+    }
+    return timing.compare(turns, rounds=setting.rounds, sample=setting.sample)
+
+
+def turn(
+    case: Case, rival: Rival, dtype: torch.dtype, device: torch.device, *, backward: bool
+) -> Call:
+    """A rival's call, each time on another of so many buffers that they do not fit the caches."""
+    count = timing.copies(sum(t.nbytes for t in case.inputs(dtype, device).values()))
+    return timing.rotating(
+        list(itertools.islice(_calls(case, rival, dtype, device, backward), count))
+    )
+
+
+def _calls(
+    case: Case, rival: Rival, dtype: torch.dtype, device: torch.device, backward: bool
+) -> Iterator[Call]:
+    """A rival's call on buffers of its own, as often as one likes."""
+    wanted = case.differentiable() if backward else ()
+    inputs = {n: t.requires_grad_(n in wanted) for n, t in case.inputs(dtype, device).items()}
+    tensors = rival.layout(**inputs)
+    sources = [name for name, t in tensors.items() if t.requires_grad]
+    ys = reached(rival.compute, tensors, sources)
+    while True:
+        own = {name: t.detach().clone() for name, t in tensors.items()}
+        yield differentiated(rival.compute, own, sources, [torch.randn_like(y) for y in ys])
+
+
+def traffic(case: Case, dtype: torch.dtype, device: torch.device, *, backward: bool) -> int:
+    """Bytes that have to move at least: each argument and result once, and again for gradients.
+
+    Backward reads the results' gradients and the arguments, and writes the arguments' gradients.
+    """
+    tensors = case.inputs(dtype, device)
+    read = sum(t.nbytes for t in tensors.values())
+    written = sum(t.nbytes for t in _shapes(case, tensors))
+    if not backward:
+        return read + written
+    gradients = sum(tensors[name].nbytes for name in case.differentiable())
+    return 2 * read + 2 * written + gradients
+
+
+def _shapes(case: Case, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    """The results, without their numbers."""
+    meta = {name: t.to("meta") for name, t in tensors.items()}
+    with torch.no_grad():
+        found = case.plain.compute(**meta)
+    return [t for t in ((found,) if isinstance(found, Tensor) else found) if t is not None]
