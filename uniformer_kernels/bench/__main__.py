@@ -60,7 +60,8 @@ def main(
         chosen = _device(device)
         dtypes = [getattr(torch, _known("--dtype", name, DTYPES)) for name in dtype or DTYPES[:2]]
         passes = PASSES if pass_ == "both" else [_known("--pass", pass_, PASSES)]
-        found = list(cases(op, batch=batch or (16 if chosen.type == "cuda" else 1)))
+        batch = batch or (16 if chosen.type == "cuda" else 1)
+        found = list(cases(op, batch=batch))
     except ValueError as error:
         sys.exit(str(error))
     if not (found := [case for case in found if only in case.name]):
@@ -75,7 +76,7 @@ def main(
         if pass_ != BACKWARD or case.differentiable()
     ]
     typed = shlex.join(["python", "-m", __package__, *sys.argv[1:]])
-    where, setting = machine(typed), Setting(chosen, compare, rounds, sample)
+    where, setting = machine(typed), Setting(chosen, compare, rounds, sample, batch)
     if against is not None:
         from .against import Differs, revisions
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -34,12 +35,14 @@ class Rival:
         layout: the operator's tensors as this one takes them, made before anything is timed.
         restore: its results as the operator's, which are compared.
         serves: whether it is one for ``(dtype, device)``.
+        own: whether it is this library's, and held to its contract.
     """
 
     compute: Callable[..., Results]
     layout: Callable[..., Tensors] = dict
     restore: Callable[..., Results] = lambda results: results
     serves: Callable[[torch.dtype, torch.device], bool] = lambda dtype, device: True
+    own: bool = False
 
 
 def compiled(function: Callable[..., Results], **options: Any) -> Rival:
@@ -97,7 +100,7 @@ class Case:
     @property
     def ours(self) -> Rival:
         """The public operator, served by the backend it chooses."""
-        return Rival(partial(getattr(uk, self.operator), **self.options))
+        return Rival(partial(getattr(uk, self.operator), **self.options), own=True)
 
     @property
     def plain(self) -> Rival:
@@ -106,14 +109,14 @@ class Case:
 
     def backend(self, dtype: torch.dtype, device: torch.device, *, backward: bool) -> str:
         """Who serves the call."""
-        wanted = self.differentiable() if backward else ()
-        meta = {
-            n: t.requires_grad_() if n in wanted else t
-            for n, t in self.inputs(dtype, device).items()
-        }
+        tensors = _leaves(self.inputs(dtype, device), self.differentiable() if backward else ())
+        call = inspect.signature(getattr(uk, self.operator)).bind(**tensors, **self.options)
         operator = OPERATORS[self.operator]
-        reasons = {b: operator.reason(b, **meta, **self.options) for b in operator.implementations}
-        return next(b for b, reason in reasons.items() if reason is None)
+        return next(
+            backend
+            for backend in operator.implementations
+            if operator.reason(backend, *call.args, **call.kwargs) is None
+        )
 
 
 def outputs(results: Results) -> list[Tensor]:

@@ -24,8 +24,13 @@ class Judge:
     exact: Sequence[Tensor]
     allowed: Sequence[float]
 
-    def objection(self, got: Sequence[Tensor]) -> str | None:
-        """What is wrong with a rival's results and gradients, None if nothing is."""
+    def objection(self, got: Sequence[Tensor], *, slack: float = 1) -> str | None:
+        """What is wrong with results and gradients, None if nothing is.
+
+        Args:
+            got: what was computed.
+            slack: how many times further off than our contract allows.
+        """
         if len(got) != len(self.exact):
             return f"returns {len(got)} tensors where {len(self.exact)} are computed"
         for name, ours, exact, allowed in zip(
@@ -34,8 +39,8 @@ class Judge:
             if ours.shape != exact.shape:
                 return f"{name} is {list(ours.shape)} where {list(exact.shape)} is computed"
             error = _error(ours, exact)
-            if not error <= allowed:
-                return f"{name} is off by {error:.2g} where {allowed:.2g} is allowed"
+            if not error <= slack * allowed:
+                return f"{name} is off by {error:.2g} where {slack * allowed:.2g} is allowed"
         return None
 
 

@@ -34,17 +34,17 @@ def compare(
     results: dict[str, Samples | str] = {}
     for name, make in rivals.items():
         try:
-            ready[name] = _replay(make) if graph else (_warm(make()), 1)
+            ready[name] = replay(make) if graph else (_warm(make()), 1)
         except Exception as error:  # a rival may lack the case; the others are still measured
             results[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-    seconds: dict[str, list[float]] = {name: [] for name in ready}
+    found: dict[str, list[float]] = {name: [] for name in ready}
     names = list(ready)
     for round_ in range(rounds):
         first = round_ % max(len(names), 1)
         for name in names[first:] + names[:first]:
             call, calls = ready[name]
-            seconds[name].append(_time(call) / calls)
-    return results | {name: Samples(values) for name, values in seconds.items()}
+            found[name].append(seconds(call) / calls)
+    return results | {name: Samples(values) for name, values in found.items()}
 
 
 def _warm(call: Call) -> Call:
@@ -54,17 +54,18 @@ def _warm(call: Call) -> Call:
     return call
 
 
-def _time(call: Call) -> float:
+def seconds(call: Call) -> float:
+    """Of one call, by the GPU's clock."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start.record()
     call()
     end.record()
     end.synchronize()
-    return start.elapsed_time(end) / 1e3
+    return start.elapsedseconds(end) / 1e3
 
 
-def _replay(make: Make) -> tuple[Call, int]:
+def replay(make: Make) -> tuple[Call, int]:
     """A graph of calls, and how many there are in it."""
     before = torch.cuda.memory_allocated()
     first = _warm(make())

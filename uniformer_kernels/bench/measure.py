@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,6 +18,8 @@ from .timing import Samples
 
 FORWARD, BACKWARD = "forward", "forward+backward"
 PASSES = (FORWARD, BACKWARD)
+
+_SLACK = 4  # what computes something else is off by far more
 
 
 @dataclass
@@ -67,12 +69,14 @@ class Setting:
         compare: whether what others offer takes part, besides the reference.
         rounds: timings of each rival.
         sample: seconds a timing lasts at least.
+        batch: clips or images of a call.
     """
 
     device: torch.device
     compare: bool = False
     rounds: int = 21
     sample: float = 0.02
+    batch: int = 1
 
     def rivals(self, case: Case, dtype: torch.dtype) -> dict[str, Rival]:
         others = {n: r for n, r in case.rivals.items() if r.serves(dtype, self.device)}
@@ -139,9 +143,14 @@ def objection(
     *,
     backward: bool,
 ) -> str | None:
-    """Why a rival is not to be reported: it fails, or computes something else."""
+    """Why a rival is not to be reported: it fails, or computes something else.
+
+    Ours are held to the contract; what others' rounding is worse is theirs.
+    """
+    slack = 1 if rival.own else _SLACK
     try:
-        return referee.objection(results(case, rival, dtype, device, backward=backward))
+        got = results(case, rival, dtype, device, backward=backward)
+        return referee.objection(got, slack=slack)
     except Exception as error:  # whatever it is, it is the rival's, and goes into its row
         return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
@@ -165,6 +174,26 @@ def _times(
         for name, rival in rivals.items()
     }
     return timing.compare(turns, rounds=setting.rounds, sample=setting.sample)
+
+
+def stopwatch(
+    case: Case, dtype: torch.dtype, setting: Setting, *, backward: bool
+) -> Callable[[], float]:
+    """Times our call: seconds, anew each time it is called.
+
+    Raises:
+        ValueError: it computes something else.
+    """
+    referee = judge(case, dtype, setting.device, backward=backward)
+    if reason := objection(case, case.ours, referee, dtype, setting.device, backward=backward):
+        raise ValueError(reason)
+    if setting.device.type == "cuda":
+        made = _calls(case, case.ours, dtype, setting.device, backward)
+        replay, count = graphs.replay(lambda: next(made))
+        return lambda: graphs.seconds(replay) / count
+    call = turn(case, case.ours, dtype, setting.device, backward=backward)
+    repeats = timing.fill(call, setting.sample)
+    return lambda: timing.seconds(call, repeats)
 
 
 def turn(

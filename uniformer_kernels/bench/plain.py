@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from math import prod
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from operator import add
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,20 +30,38 @@ def dense(weight: Tensor) -> Tensor:
     return torch.diag_embed(weight[:, 0].movedim(0, -1)).movedim((-2, -1), (0, 1))
 
 
-def taps(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def taps(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The equation of a depthwise convolution on `[B, T, H, W, C]`, tap by tap.
 
-    In float64, where `conv3d` has no fast kernel.
+    For float64, where `conv3d` has no fast kernel.
     """
-    kernel = weight.shape[2:]
-    padding = [n for k in reversed(kernel) for n in (k // 2, k // 2)]
-    padded = F.pad(x, (0, 0, *padding))
-    y = torch.zeros_like(x) if bias is None else bias.expand(x.shape)
-    for i in range(prod(kernel)):
-        t, h, w = i // (kernel[1] * kernel[2]), i // kernel[2] % kernel[1], i % kernel[2]
-        T, H, W = x.shape[1:4]
-        y = y + weight[:, 0, t, h, w] * padded[:, t : t + T, h : h + H, w : w + W]
-    return y
+    return _Taps.apply(x, weight) + bias
+
+
+class _Taps(torch.autograd.Function):
+    """A convolution's gradients are one with the kernel flipped, and sums over the positions."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        y = torch.zeros_like(x)
+        for tap, shifted in zip(weight.flatten(1).t(), _shifted(x, weight.shape[2:]), strict=True):
+            y.addcmul_(tap, shifted)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        dx = _Taps.forward(ctx, dy, weight.flip(2, 3, 4))
+        sums = [(dy * s).sum((0, 1, 2, 3)) for s in _shifted(x, weight.shape[2:])]
+        return dx, torch.stack(sums, 1).view_as(weight)
+
+
+def _shifted(x: Tensor, kernel: Sequence[int]) -> Iterator[Tensor]:
+    """What each tap of a kernel multiplies."""
+    padded = F.pad(x, (0, 0, *(n for k in reversed(kernel) for n in (k // 2, k // 2))))
+    for offset in itertools.product(*map(range, kernel)):
+        yield padded[(slice(None), *map(slice, offset, map(add, offset, x.shape[1:4])))]
 
 
 def attention_weights(q: Tensor, k: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from math import prod
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from ... import reference
 from .. import plain
 from ..case import MATRIX, VECTOR, Case, Results, Rival, Tensors, compiled
+from .norms import mean
 
 SHAPES = {  # kernel and grid
     "S stage 1, k5 8×56×56×64": ((5, 5, 5), (8, 56, 56, 64)),
@@ -152,6 +154,7 @@ def cases(batch: int) -> Iterator[Case]:
             options={"residual": True},
             work={VECTOR: 2 * rows * C * (prod(kernel) + 2)},
             rivals=both_layouts(_convolution_with_moments),
+            special={"shift": partial(mean, C)},
             needs=("x", "weight", "bias"),
             exact=_exact_with_moments,
         )
