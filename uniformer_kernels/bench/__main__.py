@@ -78,11 +78,11 @@ def main(
     typed = shlex.join(["python", "-m", __package__, *sys.argv[1:]])
     where, setting = machine(typed), Setting(chosen, compare, rounds, sample, batch)
     if against is not None:
-        from .against import Differs, revisions
+        from .against import RevisionError, revisions
 
         try:
             revisions(against, todo, setting, where, json)
-        except Differs as error:
+        except RevisionError as error:
             sys.exit(f"--against: {error}")
         return
     if plot is not None and find_spec("matplotlib") is None:

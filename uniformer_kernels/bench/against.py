@@ -35,7 +35,7 @@ _SOURCES = ("csrc", "setup.py")  # what the extension is built from
 _LINES = 30  # of a failed build's output that are shown
 
 
-class Differs(Exception):
+class RevisionError(Exception):
     """Two revisions cannot be compared; says why."""
 
 
@@ -49,7 +49,7 @@ class Worker:
         """Its answer.
 
         Raises:
-            Differs: it died.
+            RevisionError: it died.
         """
         try:
             self.process.stdin.write(json.dumps(question) + "\n")
@@ -57,7 +57,7 @@ class Worker:
         except BrokenPipeError:
             pass  # what it said is in its error stream
         if not (answer := self.process.stdout.readline()):
-            raise Differs("a measuring process ended: see above")
+            raise RevisionError("a measuring process ended: see above")
         return json.loads(answer)
 
 
@@ -80,7 +80,7 @@ def revisions(
         root: of the checkout.
 
     Raises:
-        Differs: this is no checkout, there is no such revision, or it cannot be built.
+        RevisionError: this is no checkout, there is no such revision, or it cannot be built.
     """
     commit = resolve(revision_, root)
     console = Console(stderr=True)
@@ -104,17 +104,21 @@ def resolve(revision_: str, root: Path) -> str:
     """The commit a revision means.
 
     Raises:
-        Differs: there is no git or no checkout here, or no such revision.
+        RevisionError: there is no git or no checkout here, or no such revision.
     """
     if shutil.which("git") is None:
-        raise Differs("git is not installed")
+        raise RevisionError("git is not installed")
     if revision(root) == "none":
-        raise Differs(f"expected a git checkout of the project, got {root}: an installed package")
+        raise RevisionError(
+            f"expected a git checkout of the project, got {root}: an installed package"
+        )
     found = _git(
         root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision_}^{{commit}}"
     )
     if found.returncode:
-        raise Differs(f"expected a revision of the project, got {revision_!r}: git knows none")
+        raise RevisionError(
+            f"expected a revision of the project, got {revision_!r}: git knows none"
+        )
     return found.stdout.strip()
 
 
@@ -125,13 +129,13 @@ def checkout(commit: str, root: Path) -> Iterator[Path]:
     The extension is copied where its sources are the same here, and built elsewhere.
 
     Raises:
-        Differs: git or the build fails.
+        RevisionError: git or the build fails.
     """
     with tempfile.TemporaryDirectory(prefix="uniformer_kernels-") as folder:
         tree = Path(folder) / commit[:12]
         added = _git(root, "worktree", "add", "--detach", str(tree), commit)
         if added.returncode:
-            raise Differs(f"git worktree failed:\n{added.stderr}")
+            raise RevisionError(f"git worktree failed:\n{added.stderr}")
         try:
             _build(commit, root, tree)
             yield tree
@@ -151,7 +155,7 @@ def _build(commit: str, root: Path, tree: Path) -> None:
     )
     if build.returncode:
         last = "\n".join(build.stdout.splitlines()[-_LINES:])
-        raise Differs(f"{commit[:12]} cannot be built:\n{last}")
+        raise RevisionError(f"{commit[:12]} cannot be built:\n{last}")
 
 
 def _git(root: Path, *command: str) -> subprocess.CompletedProcess[str]:

@@ -62,7 +62,7 @@ def seconds(call: Call) -> float:
     call()
     end.record()
     end.synchronize()
-    return start.elapsedseconds(end) / 1e3
+    return start.elapsed_time(end) / 1e3
 
 
 def replay(make: Make) -> tuple[Call, int]:

@@ -45,7 +45,7 @@ def _answers(questions: Iterable[str]) -> Iterator[dict[str, Any]]:
         try:
             watch = stopwatch(case, dtype, setting, backward=backward)
         except Exception as error:  # an older revision may lack the operator or an argument
-            refused = f"{type(error).__name__}: {error}"
+            refused = str(error)
         yield {"refused": refused}
 
 
