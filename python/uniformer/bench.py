@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .demo.measure import PATHS, compare
+from uniformer_kernels.bench.timing import WARM_UP, compare
+
+from .demo.measure import PATHS, on
 
 JOBS = ("forward", "training step")
 
@@ -18,6 +20,7 @@ def measure(
     model: nn.Module,
     shape: Sequence[int],
     *,
+    jobs: Sequence[str] = JOBS,
     rounds: int = 5,
     advance: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
@@ -28,8 +31,9 @@ def measure(
     Args:
         model: of ``create_model``, on the device to be used; is left with gradients, in training.
         shape: of the input, which is noise.
-        rounds: how often each is timed, behind one round that warms up.
-        advance: called ``4 * (1 + rounds)`` times, whenever one is done.
+        jobs: which of ``JOBS``.
+        rounds: how often each is timed, behind some that warm up.
+        advance: called ``calls(jobs, rounds)`` times, whenever one is done.
 
     Returns:
         For every job the median seconds on both paths and their ratio.
@@ -39,11 +43,30 @@ def measure(
     """
     inputs = torch.randn(shape, device=next(model.parameters()).device)
     figures: dict[str, Any] = {}
-    for name, job in zip(JOBS, (_forward, _training_step), strict=True):
-        _, seconds = compare([partial(job, model, inputs)], rounds, advance)
-        ratio = seconds["plain"] / seconds["kernels"]
-        figures[name] = {**{path: seconds[path] for path in PATHS}, "ratio": ratio}
+    for name in jobs:
+        job = _forward if name == JOBS[0] else _training_step
+        rivals = {path: partial(_run, path, job, model, inputs, advance) for path in PATHS}
+        samples = compare(rivals, rounds=rounds, sample=0)
+        seconds = {path: samples[path].median for path in PATHS}
+        figures[name] = {**seconds, "ratio": seconds["plain"] / seconds["kernels"]}
     return figures
+
+
+def calls(jobs: Sequence[str], rounds: int) -> int:
+    """How often ``measure`` runs a job."""
+    return len(PATHS) * len(jobs) * (WARM_UP + rounds)
+
+
+def _run(
+    path: str,
+    job: Callable[[nn.Module, Tensor], None],
+    model: nn.Module,
+    inputs: Tensor,
+    advance: Callable[[], None],
+) -> None:
+    with on(path):
+        job(model, inputs)
+    advance()
 
 
 def _forward(model: nn.Module, inputs: Tensor) -> None:

@@ -10,10 +10,11 @@ import pytest
 import torch
 import uniformer
 from typer.testing import CliRunner, Result
-from uniformer import cli, export
+from uniformer import cli, export, throughput
 from uniformer.data import Dense, Video
 from uniformer.engine.evaluation import Protocol
 from uniformer.engine.settings import make_settings
+from uniformer.throughput import Setting
 
 from . import tiny
 
@@ -135,6 +136,10 @@ def test_bad_input_ends_with_a_message(folder: Path, monkeypatch: pytest.MonkeyP
         (["export", "uniformer_xxs", "out.pt2", "--frames", 4], "frames: expected none for images"),
         (["export", "uniformer_xxs", "o.pt2", "--keyword", "keep"], "keyword: expected name=value"),
         (["bench", "uniformer_video_xxs", "--size", 1], "x: expected"),
+        (["bench"], "bench: expected a MODEL or --preset, and not both"),
+        (["bench", "uniformer_xxs", "--preset", "table11"], "and not both"),
+        (["bench", "--preset", "table1"], "expected one of table11, table12, table23, got 'tab"),
+        (["bench", "--preset", "table11", "--size", 96], "sizes are those of the paper"),
         (["bench", "uniformer_video_xxs", "--keyword", "keep=2"], "keep: expected 0 < keep <= 1"),
     ):
         assert message in fails(monkeypatch, *typed), typed
@@ -190,6 +195,42 @@ def test_bench_times_both_paths() -> None:
     for job in ("forward", "training step"):
         assert figures[job]["ratio"] == figures[job]["plain"] / figures[job]["kernels"] > 0
     assert "training step" in run("bench", *typed, "--device", "cpu").stdout
+
+
+def test_bench_shows_the_papers_figures_beside_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = [
+        Setting("uniformer_video_xxs", (2, 32, 32), 367, tiny.LIGHT),
+        Setting("uniformer_xxs", (32, 32), 9692, {**tiny.LIGHT, "keep": 0.4}),
+    ]
+    monkeypatch.setitem(throughput.PRESETS, "table12", settings)
+    typed = ["--preset", "table12", "--batch", 3, "--rounds", 1, "--device", "cpu"]
+    figures = json.loads(run("bench", *typed, "--json").stdout)
+    assert [row["a100"] for row in figures["rows"]] == [367, 9692]
+    for row in figures["rows"]:
+        assert row["ratio"] == pytest.approx(row["kernels"] / row["plain"])
+    shown = run("bench", *typed).stdout
+    assert "367" in shown
+    assert "9,692" in shown
+
+
+def test_presets_are_the_papers_tables() -> None:
+    """Rows as the specification has them: models, sizes, keywords, A100 samples a second."""
+    images, videos, ablation = (throughput.PRESETS[f"table{n}"] for n in (11, 12, 23))
+    assert [s.per_second for s in images] == [12886, 9382, 5766, 4446, 4492, 3506]
+    assert {(s.input_size, s.per_second) for s in videos} == {
+        ((4, 128, 128), 1878),
+        ((4, 160, 160), 1384),
+        ((8, 128, 128), 1125),
+        ((8, 160, 160), 679),
+        ((16, 128, 128), 591),
+        ((16, 160, 160), 367),
+        ((32, 160, 160), 160),
+        ((32, 192, 192), 75),
+    }
+    assert [s.per_second for s in ablation] == [8342, 8452, 9094, 9382, 9692, 10162, 9395, 9283]
+    with torch.device("meta"):
+        for setting in (*images, *videos, *ablation):
+            uniformer.create_model(setting.model, **setting.keywords)
 
 
 def test_export_to_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+WARM_UP = 3
+"""Calls of each rival in front of the rounds."""
+
 _MOST = 2**29  # bytes of buffers a rival is given at most
 
 
@@ -75,7 +78,7 @@ def compare(
 def fill(call: Callable[[], Any], sample: float) -> int:
     """Warm up (the first call may compile), and see how many calls fill a sample."""
     call()
-    least = min(seconds(call, 1) for _ in range(2))
+    least = min(seconds(call, 1) for _ in range(WARM_UP - 1))
     return max(1, round(sample / max(least, 1e-7)))
 
 
