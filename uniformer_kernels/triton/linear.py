@@ -150,16 +150,10 @@ def linear(
     dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
     shape, x = (*x.shape[:-1], N), rows(x)
     save = save and activation != ""
-    # cuBLAS is at home where the tensor cores are the bound, and wherever there are none.
-    fast = x.element_size() == 2 or precision() != "ieee"
     options = LINEAR.options(
         x.device,
         shape_class(x, K, N),
-        gemm=fast and K <= 128 and N <= 512,
-        BLOCK_M=128,
-        BLOCK_N=64,
-        num_warps=4,
-        num_stages=2,
+        **_default(x, K, N, activation != "" or residual is not None),
     )
     if options.pop("gemm"):
         y = x.new_empty(shape, dtype=dtype)
@@ -173,6 +167,20 @@ def linear(
     y = product if not save and dtype == x.dtype else torch.empty_like(product, dtype=dtype)
     _epilogue(product, activation, residual, y)
     return y, product if save else x.new_empty(0)
+
+
+def _default(x: Tensor, K: int, N: int, neighbours: bool) -> dict[str, Any]:
+    """cuBLAS is at home where the tensor cores are the bound, and wherever there are none.
+
+    A pass for the neighbours, which it leaves, moves as much as a product of few channels: an
+    estimate from an H100's bandwidth and peak, until its products are measured.
+    """
+    fast = x.element_size() == 2 or precision() != "ieee"
+    tile = {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
+    if K <= 128:
+        return {"gemm": fast and (neighbours or N <= 512), **tile}
+    tile |= {"BLOCK_N": 128, "num_warps": 8, "num_stages": 3} if N > 512 else {"num_stages": 3}
+    return {"gemm": fast and neighbours and K <= 512, **tile}
 
 
 def _fused(
