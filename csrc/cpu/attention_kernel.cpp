@@ -7,8 +7,6 @@
 #include "attention_operands.h"
 #include "exponential.h"
 
-#include <type_traits>
-
 namespace uk::UK_ISA {
 namespace {
 
@@ -22,20 +20,40 @@ constexpr float kLog2e = 1.44269504088896341f;
 template <class N>
 using Exact = std::conditional_t<std::is_same_v<N, bf16>, bf16, float>;
 
-// Calls visit(i) for one of the rows that share words: those kApart<N> behind i are the others.
-template <class N, class Visit>
-UK_INLINE void for_words(int64_t rows, Visit visit) {
-  for (int64_t block = 0; block < rows; block += kApart<N> * kWord<N>)
-    for (int64_t i = block; i < block + kApart<N>; ++i) visit(i);
+// Blocks of a window's keys, one after another: `raw` makes scores of them, `soften` weights of these
+// and `gather` the sums.  Where vector registers idle in products, a block is softened while the
+// tiles multiply those beside it; so there are two slots to keep a block's scores and weights in.
+template <class N>
+constexpr int kSlots = kIdle<N> ? 2 : 1;
+
+template <class N, class Raw, class Soften, class Gather>
+void for_blocks(int64_t keys, const Raw& raw, const Soften& soften, const Gather& gather) {
+  constexpr int64_t step = kKeys<N>;
+  Nothing nothing;
+  if constexpr (!kIdle<N>) {
+    for (int64_t key = 0; key < keys; key += step) {
+      raw(key, 0, nothing);
+      soften(key, 0, [](auto&) {});
+      gather(key, 0, nothing);
+    }
+  } else {
+    raw(0, 0, nothing);
+    int slot = 0;
+    for (int64_t key = 0; key < keys; key += step, slot ^= 1)
+      soften(key, slot, [&](auto& meanwhile) {
+        if (key > 0) gather(key - step, slot ^ 1, meanwhile);
+        if (key + step < keys) raw(key + step, slot ^ 1, meanwhile);
+      });
+    gather((keys - 1) / step * step, slot ^ 1, nothing);
+  }
 }
 
-// One tile of queries against `keys` keys: the online softmax's step.  scores [keys, kTile], still
-// to be multiplied by `scale`, become `weights` exp2(score - top).  `top` follows the maximum at a
-// distance, so that the sums are seldom rescaled: returns whether they have to be multiplied by
-// `shrink`.
+// One tile of queries against `keys` keys: the online softmax's step.  `top` follows the maximum of
+// scores [keys, kTile], still to be multiplied by `scale`, at a distance, so that sums are seldom
+// rescaled: returns whether they have to be multiplied by `shrink`.
 template <class N>
-bool soften(const float* scores, int64_t keys, int64_t lanes, float scale, const float* offset,
-            float* top, float* total, float* shrink, const Right<N>& weights) {
+bool raise(const float* scores, int64_t keys, int64_t lanes, float scale, const float* offset,
+           float* top, float* total, float* shrink) {
   words moved = {};
   for (int64_t q = 0; q < lanes; q += L) {
     const vec<float> old = load(top + q);
@@ -47,48 +65,68 @@ bool soften(const float* scores, int64_t keys, int64_t lanes, float scale, const
     vec<float> now = most[0];
     for (int64_t j = 1; j < kWord<N>; ++j) now = maximum(now, most[j]);
     now = now > old + kSlack ? now : old;
-    vec<float> sum = {};
-    for_words<N>(keys, [&](int64_t i) __attribute__((always_inline)) {
-      vec<float> p[kWord<N>];
-#pragma GCC unroll 2
-      for (int64_t j = 0; j < kWord<N>; ++j, i += kApart<N>) {
-        p[j] = exp2<Exact<N>>(load(scores + i * kTile<N> + q) * scale + (offset[i] - now));
-        sum += p[j];
-      }
-      weights.store(i - kWord<N> * kApart<N>, q, p);
-    });
     const vec<float> factor = exp2<Exact<N>>(old - now);
     moved |= (words)(factor != 1.f);
     store(shrink + q, factor);
     store(top + q, now);
-    store(total + q, load(total + q) * factor + sum);
+    store(total + q, load(total + q) * factor);
   }
   bool any = false;
   for (int64_t lane = 0; lane < L; ++lane) any |= moved[lane] != 0;
   return any;
 }
 
-// The same where no score can leave the exponents: nothing is taken off, so no maximum is sought.
-// `offset` is null where all are zero.
+// Scores become weights exp2(score + offset - top).  `offset` is null where no score can leave the
+// exponents, so that no maximum is sought and nothing is to be added.
+// The first row of the step's word, and which of `across` vectors.
+struct Word {
+  int64_t row, vector;
+};
 template <class N>
-void soften_calmly(const float* scores, int64_t keys, int64_t lanes, float scale,
-                   const float* offset, float* total, const Right<N>& weights) {
-  for (int64_t q = 0; q < lanes; q += L) {
-    vec<float> sum = {};
-    for_words<N>(keys, [&](int64_t i) __attribute__((always_inline)) {
-      vec<float> p[kWord<N>];
-#pragma GCC unroll 2
-      for (int64_t j = 0; j < kWord<N>; ++j, i += kApart<N>) {
-        const vec<float> score = load(scores + i * kTile<N> + q);
-        p[j] = offset ? exp2<Exact<N>>(score * scale + offset[i])
-                      : exp2_scaled<Exact<N>>(score, scale);
-        sum += p[j];
-      }
-      weights.store(i - kWord<N> * kApart<N>, q, p);
-    });
-    store(total + q, load(total + q) + sum);
-  }
+UK_INLINE Word word_of(uint32_t step, uint32_t across) {
+  const uint32_t word = step / across, within = word % kApart<N>;
+  return {(word - within) * kWord<N> + within, step - word * across};
 }
+
+template <class N>
+struct Softmax {
+  const float* scores;
+  float scale;
+  const float *offset, *top;
+  float* sum;  // of the block's weights, zero at first
+  const Right<N>& weights;
+
+  // Those of the rows that share words with row i; returns their sum.
+  [[gnu::always_inline]] vec<float> word(int64_t i, int64_t q) const {
+    vec<float> p[kWord<N>], all = {};
+#pragma GCC unroll 2
+    for (int64_t j = 0; j < kWord<N>; ++j) {
+      const int64_t key = i + j * kApart<N>;
+      const vec<float> score = load(scores + key * kTile<N> + q);
+      p[j] = offset ? exp2<Exact<N>>(score * scale + (offset[key] - load(top + q)))
+                    : exp2_scaled<Exact<N>>(score, scale);
+      all += p[j];
+    }
+    weights.store(i, q, p);
+    return all;
+  }
+
+  // All keys of a vector of queries, or one word of them.
+  [[gnu::always_inline]] void operator()(int64_t step, int64_t keys, int64_t lanes) const {
+    if constexpr (kIdle<N>) {
+      const auto [i, vector] = word_of<N>(step, lanes / L);
+      const int64_t q = vector * L;
+      store(sum + q, load(sum + q) + word(i, q));
+    } else {
+      vec<float> all = {};
+      for (int64_t i = 0; i < keys; i += kWord<N>) all += word(i, step * L);
+      store(sum + step * L, all);
+    }
+  }
+  static int64_t steps(int64_t keys, int64_t lanes) {
+    return (kIdle<N> ? keys / kWord<N> : 1) * lanes / L;
+  }
+};
 
 // in [d, tile] *= factor.
 void rescale(float* in, const float* factor, int64_t d, int64_t tile, int64_t lanes) {
@@ -129,10 +167,13 @@ void forward(const AttentionShape& s, const S* qkv, const S* bias, S* out, float
   Queries<N> q(t, memory, false);
   float* sums = memory.take<float>(width * tile);
   float* rows = memory.take<float>(width * tile);
-  float* scores = memory.take<float>(kKeys<N> * tile);
-  const Right<N> weights = weights_of<N>(scores, memory);
+  float* scores[2];
+  for (int i = 0; i < kSlots<N>; ++i) scores[i] = memory.take<float>(kKeys<N> * tile);
+  const Right<N> weights[] = {weights_of<N>(scores[0], memory),
+                              weights_of<N>(scores[kSlots<N> - 1], memory)};
   float* top = memory.take<float>(tile);
   float* total = memory.take<float>(tile);
+  float* sum = memory.take<float>(tile);
   float* factor = memory.take<float>(tile);
   const float* offset = pack_offsets(t, memory);
   k.pack(s, t, qkv, bias, 1);
@@ -149,16 +190,32 @@ void forward(const AttentionShape& s, const S* qkv, const S* bias, S* out, float
     const bool calm = small && longest(q.rows, count, width) * widest < kCalm * kCalm;
     for (int64_t i = 0; i < tile; ++i) top[i] = calm ? 0.f : -__builtin_inff(), total[i] = 0.f;
     __builtin_memset(sums, 0, width * tile * sizeof(float));
-    for (int64_t key = 0; key < t.keys; key += kKeys<N>) {
-      const int64_t keys = min(kKeys<N>, t.keys - key);
-      multiply<N>(keys, lanes, k.rows(t, key), q.over_channels, depth, scores, tile, false);
-      const bool plain = !t.padded && key + keys <= t.tokens;
-      if (calm)
-        soften_calmly<N>(scores, keys, lanes, scale, plain ? nullptr : offset + key, total, weights);
-      else if (soften<N>(scores, keys, lanes, scale, offset + key, top, total, factor, weights))
-        rescale(sums, factor, s.d, tile, lanes);
-      multiply<N>(s.d, lanes, v.columns(t, key), weights, keys, sums, tile, true);
-    }
+    const auto block = [&](int64_t key) { return min(kKeys<N>, t.keys - key); };
+    const auto raw = [&](int64_t key, int slot, auto& meanwhile) {
+      multiply<N>(block(key), lanes, k.rows(t, key), q.over_channels, depth, scores[slot], tile,
+                  false, meanwhile);
+    };
+    const auto gather = [&](int64_t key, int slot, auto& meanwhile) {
+      multiply<N>(s.d, lanes, v.columns(t, key), weights[slot], block(key), sums, tile, true,
+                  meanwhile);
+    };
+    const int64_t calls_ = calls_of<N>(kKeys<N>, lanes, depth) + calls_of<N>(s.d, lanes, kKeys<N>);
+    const auto soften = [&](int64_t key, int slot, const auto& during) {
+      const int64_t keys = block(key);
+      const bool plain = calm && !t.padded && key + keys <= t.tokens;
+      const bool moved =
+          !calm && raise<N>(scores[slot], keys, lanes, scale, offset + key, top, total, factor);
+      for (int64_t i = 0; i < tile; ++i) sum[i] = 0.f;
+      const Softmax<N> softmax = {scores[slot], scale, plain ? nullptr : offset + key, top, sum,
+                                  weights[slot]};
+      const auto step = [&](int64_t i) __attribute__((always_inline)) { softmax(i, keys, lanes); };
+      Steps steps(step, softmax.steps(keys, lanes), calls_);
+      during(steps);
+      steps.finish();
+      for (int64_t i = 0; i < tile; ++i) total[i] += sum[i];
+      if (moved) rescale(sums, factor, s.d, tile, lanes);
+    };
+    for_blocks<N>(t.keys, raw, soften, gather);
     transpose(sums, tile, width, tile, rows, width);
     t.stretches(first, count, [&](int64_t i, int64_t position, int64_t length) {
       for (const int64_t end = i + length; i < end; ++i, ++position) {
@@ -185,26 +242,27 @@ struct Weights {
   Left<N> p() const { return {(N*)scores, kTile<N> * kWord<N>, kWord<N>}; }
   Left<N> ds() const { return {(N*)gradient, kTile<N> * kWord<N>, kWord<N>}; }
 
-  // From the scores, still to be multiplied by `scale`, and dP.
-  void soften(int64_t keys, int64_t lanes, float scale, const float* offset, const float* lse,
-              const float* delta) const {
-    for (int64_t q = 0; q < lanes; q += L) {
-      const vec<float> top = load(lse + q), shift = load(delta + q);
-      for (int64_t i = 0; i < keys; i += kWord<N>) {
-        vec<float> ds[kWord<N>];
-        for (int64_t j = 0; j < kWord<N>; ++j) {
-          float* w = scores + (i + j) * kTile<N>;
-          float* g = gradient + (i + j) * kTile<N>;
-          const vec<float> p = exp2<N>(load(w + q) * scale + (offset[i + j] - top));
-          ds[j] = p * (load(g + q) - shift);
-          // Never ahead of what is still to be read: q numbers N end no later than q floats.
-          store((N*)w + q, p);
-          store((N*)g + q, ds[j]);
-        }
-        if constexpr (kWord<N> == 2) words.store(i, q, ds);
+  // From the scores, still to be multiplied by `scale`, and dP: all keys of a vector of queries.
+  [[gnu::always_inline]] void soften(int64_t step, int64_t keys, int64_t, float scale,
+                                     const float* offset, const float* lse,
+                                     const float* delta) const {
+    const int64_t q = step * L;
+    const vec<float> top = load(lse + q), shift = load(delta + q);
+    for (int64_t i = 0; i < keys; i += kWord<N>) {
+      vec<float> ds[kWord<N>];
+      for (int64_t j = 0; j < kWord<N>; ++j) {
+        float* w = scores + (i + j) * kTile<N>;
+        float* g = gradient + (i + j) * kTile<N>;
+        const vec<float> p = exp2<N>(load(w + q) * scale + (offset[i + j] - top));
+        ds[j] = p * (load(g + q) - shift);
+        // Never ahead of what is still to be read: q numbers N end no later than q floats.
+        store((N*)w + q, p);
+        store((N*)g + q, ds[j]);
       }
+      if constexpr (kWord<N> == 2) words.store(i, q, ds);
     }
   }
+  static int64_t steps(int64_t, int64_t lanes) { return lanes / L; }
 };
 
 #if defined(__AMX_BF16__)
@@ -224,31 +282,33 @@ struct Weights<Split> {
   Left<Split> p() const { return {p_rows}; }
   Left<Split> ds() const { return {ds_rows}; }
 
-  void soften(int64_t keys, int64_t lanes, float scale, const float* offset, const float* lse,
-              const float* delta) const {
-    for (int64_t q = 0; q < lanes; q += 2 * L)
-      for_words<Split>(keys, [&](int64_t i) __attribute__((always_inline)) {
-        Parts ds[2][2];  // of two keys, from q on and from q + L
+  // Two words of keys and as many vectors of queries.
+  [[gnu::always_inline]] void soften(int64_t step, int64_t, int64_t lanes, float scale,
+                                     const float* offset, const float* lse,
+                                     const float* delta) const {
+    const auto [i, pair] = word_of<Split>(step, lanes / (2 * L));
+    const int64_t q = pair * 2 * L;
+    Parts ds[2][2];  // of two keys, from q on and from q + L
 #pragma GCC unroll 2
-        for (int j = 0; j < 2; ++j) {
-          const int64_t key = i + j * kApart<Split>;
-          Parts p[2];
+    for (int j = 0; j < 2; ++j) {
+      const int64_t key = i + j * kApart<Split>;
+      Parts p[2];
 #pragma GCC unroll 2
-          for (int k = 0; k < 2; ++k) {
-            const int64_t lane = q + k * L, at = key * kTile<Split> + lane;
-            const vec<float> score = load(scores + at) * scale;
-            const vec<float> weight = exp2<float>(score + (offset[key] - load(lse + lane)));
-            p[k] = Parts::of(weight);
-            ds[j][k] = Parts::of(weight * (load(gradient + at) - load(delta + lane)));
-          }
-          store_split(p_rows.at(key, q), kTileSize, p[0], p[1]);
-          store_split(ds_rows.at(key, q), kTileSize, ds[j][0], ds[j][1]);
-        }
+      for (int k = 0; k < 2; ++k) {
+        const int64_t lane = q + k * L, at = key * kTile<Split> + lane;
+        const vec<float> score = load(scores + at) * scale;
+        const vec<float> weight = exp2<float>(score + (offset[key] - load(lse + lane)));
+        p[k] = Parts::of(weight);
+        ds[j][k] = Parts::of(weight * (load(gradient + at) - load(delta + lane)));
+      }
+      store_split(p_rows.at(key, q), kTileSize, p[0], p[1]);
+      store_split(ds_rows.at(key, q), kTileSize, ds[j][0], ds[j][1]);
+    }
 #pragma GCC unroll 2
-        for (int k = 0; k < 2; ++k)
-          store_split(words.at(i, q + k * L), kRightPart, ds[0][k], ds[1][k]);
-      });
+    for (int k = 0; k < 2; ++k)
+      store_split(words.at(i, q + k * L), kRightPart, ds[0][k], ds[1][k]);
   }
+  static int64_t steps(int64_t keys, int64_t lanes) { return keys / 2 * (lanes / (2 * L)); }
 
  private:
   static constexpr int64_t kSize = kKeys<Split> * kTile<Split>;
@@ -268,7 +328,9 @@ void backward(const AttentionShape& s, const S* qkv, const S* bias, const S* dou
   Queries<N> q(t, memory, true), dy(t, memory, true);
   float* dq = memory.take<float>(width * tile);
   float* rows = memory.take<float>(width * tile);
-  const Weights<N> weights(memory);
+  const Weights<N> first_slot(memory);
+  const Weights<N> other = kSlots<N> == 1 ? first_slot : Weights<N>(memory);
+  const Weights<N>* const weights[] = {&first_slot, &other};
   float* top = memory.take<float>(tile);
   float* delta = memory.take<float>(tile);
   Exact<N>* line = memory.take<Exact<N>>(width);
@@ -299,16 +361,34 @@ void backward(const AttentionShape& s, const S* qkv, const S* bias, const S* dou
     __builtin_memset(dq, 0, width * tile * sizeof(float));
     // As many as there are queries, or a few zeros more.
     const int64_t queries = round_up(count, kDepth<N>);
-    for (int64_t key = 0; key < t.keys; key += kKeys<N>) {
-      const int64_t keys = min(kKeys<N>, t.keys - key);
-      multiply<N>(keys, lanes, k.rows(t, key), q.over_channels, depth, weights.scores, tile, false);
-      multiply<N>(keys, lanes, v.rows(t, key), dy.over_channels, depth, weights.gradient, tile,
-                  false);
-      weights.soften(keys, lanes, s.scale * kLog2e, offset + key, top, delta);
-      multiply<N>(s.d, lanes, k.columns(t, key), weights.words, keys, dq, tile, true);
-      multiply<N>(keys, width, weights.p(), dy.over_queries, queries, dv + key * width, width, true);
-      multiply<N>(keys, width, weights.ds(), q.over_queries, queries, dk + key * width, width, true);
-    }
+    const auto block = [&](int64_t key) { return min(kKeys<N>, t.keys - key); };
+    const auto raw = [&](int64_t key, int slot, auto& meanwhile) {
+      const Weights<N>& w = *weights[slot];
+      multiply<N>(block(key), lanes, k.rows(t, key), q.over_channels, depth, w.scores, tile, false,
+                  meanwhile);
+      multiply<N>(block(key), lanes, v.rows(t, key), dy.over_channels, depth, w.gradient, tile,
+                  false, meanwhile);
+    };
+    const auto gather = [&](int64_t key, int slot, auto& meanwhile) {
+      const Weights<N>& w = *weights[slot];
+      const int64_t keys = block(key), at = key * width;
+      multiply<N>(s.d, lanes, k.columns(t, key), w.words, keys, dq, tile, true, meanwhile);
+      multiply<N>(keys, width, w.p(), dy.over_queries, queries, dv + at, width, true, meanwhile);
+      multiply<N>(keys, width, w.ds(), q.over_queries, queries, dk + at, width, true, meanwhile);
+    };
+    const int64_t calls_ = 2 * calls_of<N>(kKeys<N>, lanes, depth) + calls_of<N>(s.d, lanes, kKeys<N>) +
+                           2 * calls_of<N>(kKeys<N>, width, queries);
+    const auto soften = [&](int64_t key, int slot, const auto& during) {
+      const int64_t keys = block(key);
+      const Weights<N>& w = *weights[slot];
+      const auto step = [&](int64_t i) __attribute__((always_inline)) {
+        w.soften(i, keys, lanes, s.scale * kLog2e, offset + key, top, delta);
+      };
+      Steps steps(step, w.steps(keys, lanes), calls_);
+      during(steps);
+      steps.finish();
+    };
+    for_blocks<N>(t.keys, raw, soften, gather);
     transpose(dq, tile, width, tile, rows, width);
     t.stretches(first, count, [&](int64_t i, int64_t position, int64_t length) {
       for (const int64_t end = i + length; i < end; ++i, ++position) {

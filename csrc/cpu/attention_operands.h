@@ -8,6 +8,8 @@
 #include "split.h"
 #endif
 
+#include <type_traits>
+
 namespace uk::UK_ISA {
 namespace {
 
@@ -67,7 +69,7 @@ class Memory {
   explicit Memory(const Task<N>& t) {
     const int64_t keys = round_up(t.keys, kKeys<N>), tile = kTile<N>;
     const int64_t matrices = (5 * keys + 2 * kKeys<N> + 13 * tile) * t.width;
-    next_ = (char*)scratch<float>(matrices + 7 * kKeys<N> * tile + 2 * keys + 4 * tile + 40 * L);
+    next_ = (char*)scratch<float>(matrices + 14 * kKeys<N> * tile + 2 * keys + 4 * tile + 40 * L);
   }
 
   template <class T>
@@ -164,10 +166,19 @@ struct Right {
 template <class N>
 constexpr int64_t kApart = 1;  // from one of those rows to the next
 
-// out [rows, width] (+)= their product over n.
+// Whether products leave the vector registers idle for longer than the weights take, and how often
+// they call what may use those.
 template <class N>
+constexpr bool kIdle = false;
+template <class N>
+int64_t calls_of(int64_t, int64_t, int64_t) {
+  return 0;
+}
+
+// out [rows, width] (+)= their product over n.
+template <class N, class Meanwhile>
 void multiply(int64_t rows, int64_t width, const Left<N>& a, const Right<N>& b, int64_t n,
-              float* out, int64_t ldo, bool accumulate) {
+              float* out, int64_t ldo, bool accumulate, Meanwhile&) {
   product(rows, width, a.data, a.row, a.step, b.data, b.width * kWord<N>, n, out, ldo, accumulate);
 }
 
@@ -255,9 +266,15 @@ template <>
 constexpr int64_t kApart<Split> = kEdge;
 
 template <>
+constexpr bool kIdle<Split> = true;
+template <>
+[[maybe_unused]] int64_t calls_of<Split>(int64_t rows, int64_t width, int64_t n) {
+  return calls(rows, width, n);
+}
+template <class N, class Meanwhile>
 void multiply(int64_t rows, int64_t width, const Left<Split>& a, const Right<Split>& b, int64_t n,
-              float* out, int64_t ldo, bool accumulate) {
-  product(rows, width, a, b, n, out, ldo, accumulate);
+              float* out, int64_t ldo, bool accumulate, Meanwhile& meanwhile) {
+  product(rows, width, a, b, n, out, ldo, accumulate, meanwhile);
 }
 
 template <>

@@ -118,16 +118,16 @@ Left place(N* data, int64_t width) {
 // tiles or by a few rows of one.  `sums` has room for kRows of them.
 #if defined(__AMX_BF16__)
 template <int ROWS, class Meanwhile>
-UK_INLINE void multiply_block(const Rows<N>& x, int64_t row, int64_t column, const N* right,
-                              int64_t n, float* out, bool accumulate, Meanwhile meanwhile) {
-  multiply_tiles<ROWS, 2>(x.at(row, column), x.stride, right, kPanel * kWord<N>, n, out, kPanel,
-                          accumulate, meanwhile);
+UK_INLINE void multiply_block(const Rows<N>& x, int64_t row, const N* right, int64_t n, float* out,
+                              Meanwhile meanwhile) {
+  multiply_tiles<ROWS, 2>(x.at(row, 0), x.stride, right, kPanel * kWord<N>, n, out, kPanel, false,
+                          meanwhile);
 }
 
 template <int ROWS, class Meanwhile>
-UK_INLINE void multiply_block(const SplitRows& x, int64_t row, int64_t column, const N* right,
-                              int64_t n, float* out, bool accumulate, Meanwhile& meanwhile) {
-  multiply_split<ROWS>(x, row, column, right, n, out, kPanel, accumulate, meanwhile);
+UK_INLINE void multiply_block(const SplitRows& x, int64_t row, const N* right, int64_t n,
+                              float* out, Meanwhile meanwhile) {
+  multiply_split<ROWS>(x, row, right, n, out, kPanel, false, meanwhile);
 }
 
 UK_INLINE void repair(const Rows<N>&, int64_t, const N*, int64_t, float*) {}
@@ -162,38 +162,32 @@ struct Meanwhile {
   }
 };
 
-// A tile's rows stay in L1 while the panels of a group, which stay in L2, pass by.
+// A tile's rows stay close while the panels of a group, which stay in L2, pass by.  A reduction is
+// never cut: sums that were just stored would be long in coming back.
 template <class Left, class Visit>
 UK_INLINE void multiply(const Left& x, int64_t rows, const PackedLayer& layer, float* sums,
                         const Visit& visit) {
-  constexpr int64_t kMost = 512 / kParts<Left>, kGroup = (1 << 18) / kParts<Left>;
-  const int64_t whole = round_up(layer.inputs, kWhole), all = whole * kParts<Left>;
-  const int64_t chunk = round_up(whole / max((whole + kMost - 1) / kMost, 1), kWhole);
-  const int64_t group = max(kGroup / (whole * kPanel), 1) * kPanel;
-  const N* weight = static_cast<const N*>(layer.weight);
-  Pending<Left, Visit> pending{x, visit, whole};
+  constexpr int64_t kGroup = (1 << 18) / kParts<Left>;
+  const int64_t n = round_up(layer.inputs, kWhole), all = n * kParts<Left>;
+  const int64_t group = max(kGroup / (n * kPanel), 1) * kPanel, steps = all / kDepth<N>;
+  Pending<Left, Visit> pending{x, visit, n};
   const Meanwhile<Pending<Left, Visit>> meanwhile{&pending};
   remember(x.data);
   for (int64_t first = 0; first < layer.outputs; first += group)
     for (int64_t r = 0; r < rows; r += kRows)
-      for (int64_t k = 0; k < whole; k += chunk) {
-        const int64_t count = min(kRows, rows - r), n = min(chunk, whole - k);
-        const int64_t steps = n * kParts<Left> / kDepth<N>;
-        for (int64_t o = first; o < min(first + group, layer.outputs); o += kPanel) {
-          const N* right = weight + (o * all + k * kParts<Left> * kPanel);
-          float* out = sums + (o - first) * kRows;
-          pending.ahead = right + 2 * kDepth<N> * kPanel;
-          pending.each = (pending.rows + steps - 1) / steps;
-          if (count > kRows / 2)
-            multiply_block<2>(x, r, k, right, n, out, k > 0, meanwhile);
-          else
-            multiply_block<1>(x, r, k, right, n, out, k > 0, meanwhile);
-          if (k + n == whole) {
-            pending.sums = out, pending.right = weight + o * all;
-            pending.row = r, pending.output = o;
-            pending.rows = count, pending.outputs = min(kPanel, layer.outputs - o);
-          }
-        }
+      for (int64_t o = first; o < min(first + group, layer.outputs); o += kPanel) {
+        const int64_t count = min(kRows, rows - r);
+        const N* right = static_cast<const N*>(layer.weight) + o * all;
+        float* out = sums + (o - first) * kRows;
+        pending.ahead = right + 2 * kDepth<N> * kPanel;
+        pending.each = (pending.rows + steps - 1) / steps;
+        if (count > kRows / 2)
+          multiply_block<2>(x, r, right, n, out, meanwhile);
+        else
+          multiply_block<1>(x, r, right, n, out, meanwhile);
+        pending.sums = out, pending.right = right;
+        pending.row = r, pending.output = o;
+        pending.rows = count, pending.outputs = min(kPanel, layer.outputs - o);
       }
   if (pending.rows > 0) pending.advance(pending.rows);
 }

@@ -99,6 +99,30 @@ void product(int64_t rows, int64_t width, const N* a, int64_t row, int64_t step,
   }
 }
 
+// What products may call while they are busy: nothing, or
+struct Nothing {
+  void at(int64_t) const {}
+};
+
+// steps of other work, some of them at every call: for the vector registers while tiles are busy.
+template <class Step>
+class Steps {
+ public:
+  Steps(const Step& step, int64_t count, int64_t calls)
+      : step_(step), count_(count), each_(calls > 0 ? (count + calls - 1) / calls : count) {}
+
+  [[gnu::always_inline]] void at(int64_t) { run(min(count_, next_ + each_)); }
+  void finish() { run(count_); }
+
+ private:
+  [[gnu::always_inline]] void run(int64_t end) {
+    for (; next_ < end; ++next_) step_(next_);
+  }
+
+  const Step& step_;
+  int64_t count_, each_, next_ = 0;
+};
+
 }  // namespace
 }  // namespace uk::UK_ISA
 

@@ -147,34 +147,14 @@ struct SplitColumns {
       split_turned(in + i * ldi + c, ldi, rows - i, columns - c, out.at(c, i));
 }
 
-// Steps of other work, some of them at every call: for the vector registers while tiles are busy.
-template <class Step>
-class Steps {
- public:
-  Steps(const Step& step, int64_t count, int64_t calls)
-      : step_(step), count_(count), each_(calls > 0 ? (count + calls - 1) / calls : count) {}
-
-  [[gnu::always_inline]] void at(int64_t) { run(min(count_, next_ + each_)); }
-  void finish() { run(count_); }
-
- private:
-  [[gnu::always_inline]] void run(int64_t end) {
-    for (; next_ < end; ++next_) step_(next_);
-  }
-
-  const Step& step_;
-  int64_t count_, each_, next_ = 0;
-};
-
 // out [16 ROWS, 32] (+)= the product over n numbers, out's rows `ldo` apart.  `meanwhile.at(i)` is called for every part of
 // every 32 numbers, as by multiply_tiles.
 template <int ROWS, class Meanwhile>
-UK_INLINE void multiply_split(const SplitRows& x, int64_t row, int64_t column, const bf16* b,
-                              int64_t n, float* out, int64_t ldo, bool accumulate,
-                              Meanwhile& meanwhile) {
+UK_INLINE void multiply_split(const SplitRows& x, int64_t row, const bf16* b, int64_t n,
+                              float* out, int64_t ldo, bool accumulate, Meanwhile& meanwhile) {
   constexpr int64_t kBytes = kDepth<bf16> * sizeof(bf16);
   const int64_t line = ldo * sizeof(float);
-  const bf16* a = x.at(row, column);
+  const bf16* a = x.at(row, 0);
   const int64_t lower = kEdge * x.stride;
   float* below = out + kEdge * ldo;
   if (accumulate) {
@@ -209,14 +189,14 @@ UK_INLINE void multiply_split(const SplitRows& x, int64_t row, int64_t column, c
     }
   };
   for (int64_t i = 0; i < kSplit * n; i += kSplit * kDepth<bf16>) {
-    left(2), right(0), add();
-    left(1), add();
-    meanwhile.at(i);
+    left(0), right(2), add();
     right(1), add();
-    left(0), add();
-    meanwhile.at(i + kDepth<bf16>);
-    right(2), add();
+    meanwhile.at(i);
+    left(1), add();
     right(0), add();
+    meanwhile.at(i + kDepth<bf16>);
+    left(2), add();
+    left(0), add();
     meanwhile.at(i + 2 * kDepth<bf16>);
     a += kSplit * kTileSize, b += kSplit * kRightPart;
   }
@@ -236,7 +216,7 @@ template <class Meanwhile = const Nothing>
   remember(a.data);
   for (int64_t r = 0; r < rows; r += 32)
     for (int64_t c = 0; c < width; c += 32)
-      multiply_split<2>(a, r, 0, b.at(0, c), n, out + r * ldo + c, ldo, accumulate, meanwhile);
+      multiply_split<2>(a, r, b.at(0, c), n, out + r * ldo + c, ldo, accumulate, meanwhile);
 }
 
 UK_INLINE int64_t calls(int64_t rows, int64_t width, int64_t n) {

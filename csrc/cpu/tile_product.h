@@ -32,10 +32,6 @@ class TileRegisters {
   TileRegisters(const TileRegisters&) = delete;
 };
 
-struct Nothing {
-  void at(int64_t) const {}
-};
-
 // `product` for ROWS x COLUMNS tiles: the sums are tiles 0 to 3, row by row.  While the tiles are
 // busy with numbers i.. of the reduction, `meanwhile.at(i)` makes use of the vector registers.
 template <int ROWS, int COLUMNS, class Meanwhile = Nothing>
