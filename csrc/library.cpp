@@ -11,6 +11,8 @@
 
 STABLE_TORCH_LIBRARY(uniformer_kernels, m) {
   m.def("depthwise_conv3d(Tensor x, Tensor weight, Tensor? bias, bool residual) -> Tensor");
+  // The same as matrix products on tensor cores, where kernel, dtype and layout allow it.
+  m.def("depthwise_conv3d_toeplitz(Tensor x, Tensor weight, Tensor? bias, bool residual) -> Tensor");
   // And the sums of y - shift and of its square over all but channels, [2, C].
   m.def(
       "depthwise_conv3d_with_moments(Tensor x, Tensor weight, Tensor? bias, bool residual, "
@@ -85,6 +87,7 @@ STABLE_TORCH_LIBRARY_IMPL(uniformer_kernels, CPU, m) {
 #ifdef USE_CUDA
 STABLE_TORCH_LIBRARY_IMPL(uniformer_kernels, CUDA, m) {
   m.impl("depthwise_conv3d", TORCH_BOX(&uk::cuda::depthwise_conv3d));
+  m.impl("depthwise_conv3d_toeplitz", TORCH_BOX(&uk::cuda::depthwise_conv3d_toeplitz));
   m.impl("depthwise_conv3d_with_moments", TORCH_BOX(&uk::cuda::depthwise_conv3d_with_moments));
   m.impl("depthwise_conv3d_backward", TORCH_BOX(&uk::cuda::depthwise_conv3d_backward));
   m.impl("token_shrink", TORCH_BOX(&uk::cuda::token_shrink));

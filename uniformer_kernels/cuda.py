@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _extension, triton
+from .triton import tuning
 
 _CAPABILITY = (8, 0)
 _BUILT = _extension.missing is None and torch._C._dispatch_has_kernel_for_dispatch_key(
@@ -15,6 +16,9 @@ _BUILT = _extension.missing is None and torch._C._dispatch_has_kernel_for_dispat
 )
 ARCHITECTURES: tuple[str, ...] = tuple(_extension.manifest().get("cuda_architectures", ()))
 """What they are compiled for, e.g. ``("80", "90a", "100")``; the last one as PTX, too."""
+TOEPLITZ = "depthwise_conv3d_toeplitz"
+"""A kernel, and its rows in the tuning table, which say where it is faster: none until a GPU has
+measured it."""
 
 
 def declines(tensor: Tensor, name: str = "x") -> str | None:
@@ -40,6 +44,26 @@ def yields(tensor: Tensor, *_: Any, **__: Any) -> str | None:
     if triton.declines(tensor):
         return None
     return "triton's kernels go first until both are measured on a GPU"
+
+
+def prefers_products(x: Tensor, weight: Tensor) -> bool:
+    """Whether a depthwise convolution is measured to be faster as matrix products."""
+    return allows_products(x, weight) and _is_faster(x.device, shape_class(x, weight))
+
+
+def allows_products(x: Tensor, weight: Tensor) -> bool:
+    """Whether tensor cores can do a depthwise convolution: 5 x 5 taps of 16 bits."""
+    return x.dtype != torch.float32 and tuple(weight.shape[2:]) in ((5, 5, 5), (1, 5, 5))
+
+
+def shape_class(x: Tensor, weight: Tensor) -> str:
+    _, T, H, W, C = x.shape
+    return f"k{weight.shape[2]} {T}x{H}x{W} C{C}"
+
+
+@torch.compiler.assume_constant_result
+def _is_faster(device: torch.device, shape_class: str) -> bool:
+    return tuning.row(device, TOEPLITZ, shape_class).get("faster", False)
 
 
 def cannot_run(

@@ -60,6 +60,13 @@ def _depthwise_conv3d(x: Tensor, weight: Tensor, bias: Tensor | None, residual: 
 
 
 @_decomposes
+def _depthwise_conv3d_toeplitz(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool
+) -> Tensor:
+    return reference.depthwise_conv3d(x, weight, bias, residual=residual)
+
+
+@_decomposes
 def _depthwise_conv3d_with_moments(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool, shift: Tensor | None
 ) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,8 @@ from torch import Tensor
 from triton.errors import TritonError
 from triton.testing import do_bench
 
-from . import ops
+from . import cuda, ops
+from .kernels import kernels
 from .triton import tuning
 from .triton.library import NAMESPACE
 from .triton.plan import planning
@@ -86,6 +87,22 @@ def tune(
                 if share < best.get((kernel, shape_class), _GAIN):
                     best[kernel, shape_class] = share
                     rows.setdefault(kernel, {})[shape_class] = options
+    return rows
+
+
+def products(calls: Iterable[Call], device: torch.device, time: Timer) -> dict[str, tuning.Options]:
+    """The depthwise convolutions that CUDA kernels do faster on tensor cores, by shape class."""
+    rows: dict[str, tuning.Options] = {}
+    for name, args in calls:
+        if name != "depthwise_conv3d" or not cuda.allows_products(*args[:2]):
+            continue
+        args = tuple(_real(a, device) for a in args)
+        if cuda.declines(args[0]):
+            return {}
+        plain = partial(kernels("cuda").depthwise_conv3d, *args)
+        as_products = partial(getattr(kernels("cuda"), cuda.TOEPLITZ), *args)
+        if _share(as_products, plain(), time, time(plain)) < _GAIN:
+            rows[cuda.shape_class(*args[:2])] = {"faster": True}
     return rows
 
 
@@ -215,7 +232,10 @@ def main() -> None:
         for dtype in (torch.bfloat16, torch.float32)
         for call in calls_of(partial(operators, options.batch, dtype))
     ]
-    rows = tune(calls, device, partial(do_bench, return_mode="median"))
+    time = partial(do_bench, return_mode="median")
+    rows = tune(calls, device, time)
+    if found := products(calls, device, time):
+        rows[cuda.TOEPLITZ] = found
     tuning.rewrite(tuning.architecture(device), rows)
     for kernel, found in rows.items():
         for shape_class, choice in found.items():

@@ -91,6 +91,10 @@ def depthwise(k: int, shape: tuple[int, ...], dtype: str, *, backward: bool) -> 
         "cuDNN, channels-last": (plain.depthwise_conv3d, "cuDNN, channels-last"),
         "native, channels-first": (plain.depthwise_conv3d, "native, channels-first"),
     }
+    if k == 5 and dtype == "bf16" and not backward:
+        as_matrix_products = torch.ops.uniformer_kernels.depthwise_conv3d_toeplitz
+        function = partial(as_matrix_products, residual=False)
+        rivals["CUDA C++, tensor cores"] = (function, OURS)
     if C == 64 and not backward:
         rivals["dense, channels-last"] = (dense, "dense, channels-last")
     return {

@@ -46,6 +46,7 @@ struct DepthwiseSizes {
 
 struct DepthwisePlan {
   bool tiled;    // else the general kernel: slower, for any size
+  bool toeplitz;  // else tiles of multiply-adds
   int columns;   // of a thread's tile
   int channels;  // of a block, a multiple of 8
   int tiles_down, tiles_across;  // of a block
@@ -114,6 +115,56 @@ inline DepthwisePlan plan_forward(const DepthwiseSizes& s, int size, int shared_
   p.shared = std::max((kAhead + 1) * window_bytes(s.kh, p.columns, s.kh), moments) +
              s.taps() * weight_pitch(s.kh, size) * 4;
   return p.shared <= shared_limit && p.grid <= kMostBlocks ? p : general_forward(s);
+}
+
+// As matrix products (toeplitz_kernel.cuh), a warp of a block has a channel, and a product eight tiles
+// of 4 x 4 outputs.  All frames of a chunk lie in shared memory.
+constexpr int kPlanes = 16;      // channels of a block
+constexpr int kColumns = 8;      // tiles of a product
+constexpr int kMostAcross = 7;   // tiles of a block side by side: 28 positions
+constexpr int kMostDown = 4;
+constexpr int kMostFrames = 8;   // of a chunk
+constexpr int kOutputs = kColumns * 16;         // of a product
+constexpr int kResultPitch = kPlanes / 2 + 1;   // words of a position's channels, other than banks
+constexpr int kShare = 112 * 1024;  // bytes, so that a multiprocessor of 228 KB has two blocks
+
+// A plane is a channel of a frame with its surroundings; two numbers are a word.
+struct ToeplitzPlanes {
+  int rows, pitch, words;
+  constexpr explicit ToeplitzPlanes(const DepthwisePlan& p)
+      : rows(4 * p.tiles_down + 4),
+        pitch(2 * p.tiles_across + 2),
+        words(rows * pitch + 2) {}  // planes begin in other banks
+};
+
+constexpr bool has_toeplitz(const DepthwiseSizes& s) {
+  return s.kh == 5 && s.kw == 5 && (s.kt == 1 || s.kt == 5);
+}
+
+// Of a forward call that has_toeplitz, in 16 bits, with channels to be read 16 bytes at once.
+inline DepthwisePlan plan_toeplitz(const DepthwiseSizes& s, int shared_limit) {
+  DepthwisePlan p{};
+  p.toeplitz = true;
+  p.columns = 4;
+  p.channels = kPlanes;
+  p.threads = kPlanes * 32;
+  p.channel_blocks = divide_up(s.C, kPlanes);
+  const int64_t across = divide_up(s.W, 4), down = divide_up(s.H, 4);
+  p.across = divide_up(across, kMostAcross);
+  p.tiles_across = static_cast<int>(divide_up(across, p.across));
+  p.chunks = divide_up(s.T, kMostFrames);
+  p.frames = divide_up(s.T, p.chunks);
+  p.chunks = divide_up(s.T, p.frames);
+  const int frames = static_cast<int>(std::min(p.frames + s.kt - 1, s.T));
+  for (int most = kMostDown; most > 0; --most) {
+    p.down = divide_up(down, most);
+    p.tiles_down = static_cast<int>(divide_up(down, p.down));
+    p.shared = (2 * kOutputs * kResultPitch + frames * kPlanes * ToeplitzPlanes(p).words) * 4;
+    if (p.shared <= std::min(shared_limit, kShare)) break;
+  }
+  p.parts = s.B * p.positions();
+  p.grid = p.parts * p.channel_blocks;
+  return p;
 }
 
 // In the general weight gradient a block has 32 channels of one tap (or of the bias).

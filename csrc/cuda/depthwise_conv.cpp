@@ -70,10 +70,9 @@ void set_bias(Forward<S>& p, const std::optional<Tensor>& bias) {
   p.bias_stride = bias->stride(0);
 }
 
-}  // namespace
-
-Tensor depthwise_conv3d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                        bool residual) {
+// With `toeplitz` as matrix products, where those serve the call.
+Tensor convolve(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                bool residual, bool toeplitz) {
   check_call(x, weight);
   if (bias) check_channels(x, *bias, x.scalar_type(), "bias [C] of x's dtype, on its device");
   const OnDevice device(x);
@@ -83,9 +82,25 @@ Tensor depthwise_conv3d(const Tensor& x, const Tensor& weight, const std::option
     auto p = forward_of<decltype(storage)>(device, x, weight, y);
     set_bias(p, bias);
     p.residual = residual;
+    if (toeplitz && sizeof(storage) == 2 && p.x.vectors && has_toeplitz(p.sizes)) {
+      const DepthwisePlan plan = plan_toeplitz(p.sizes, device.shared_limit());
+      if (plan.shared <= device.shared_limit() && plan.grid <= kMostBlocks) p.plan = plan;
+    }
     start(p, device.stream());
   });
   return y;
+}
+
+}  // namespace
+
+Tensor depthwise_conv3d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                        bool residual) {
+  return convolve(x, weight, bias, residual, false);
+}
+
+Tensor depthwise_conv3d_toeplitz(const Tensor& x, const Tensor& weight,
+                                 const std::optional<Tensor>& bias, bool residual) {
+  return convolve(x, weight, bias, residual, true);
 }
 
 std::tuple<Tensor, Tensor> depthwise_conv3d_with_moments(const Tensor& x, const Tensor& weight,

@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "depthwise_conv_kernel.cuh"
+#include "toeplitz_kernel.cuh"
 
 namespace uk::cuda {
 
@@ -27,6 +28,9 @@ void for_tile(const DepthwiseSizes& s, const DepthwisePlan& p, Select select) {
 // `launch(kernel, arguments)` starts a kernel.
 template <class S, class Launch>
 void start_with(Launch launch, const Forward<S>& p) {
+  if constexpr (sizeof(S) == 2) {
+    if (p.plan.toeplitz) return launch(p.sizes.kt == 1 ? toeplitz<S, 1> : toeplitz<S, 5>, p);
+  }
   if (!p.plan.tiled) return launch(general_forward_kernel<S>, p);
   for_tile(p.sizes, p.plan,
            [&](auto K, auto COLUMNS) { launch(forward<S, K(), COLUMNS()>, p); });

@@ -13,6 +13,11 @@ torch::stable::Tensor depthwise_conv3d(const torch::stable::Tensor& x,
                                        const std::optional<torch::stable::Tensor>& bias,
                                        bool residual);
 
+torch::stable::Tensor depthwise_conv3d_toeplitz(const torch::stable::Tensor& x,
+                                                const torch::stable::Tensor& weight,
+                                                const std::optional<torch::stable::Tensor>& bias,
+                                                bool residual);
+
 std::tuple<torch::stable::Tensor, torch::stable::Tensor> depthwise_conv3d_with_moments(
     const torch::stable::Tensor& x, const torch::stable::Tensor& weight,
     const std::optional<torch::stable::Tensor>& bias, bool residual,

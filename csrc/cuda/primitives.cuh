@@ -42,6 +42,27 @@ __device__ __forceinline__ T lane_across(T own, int bits) {
   return __shfl_xor_sync(0xffffffffu, own, bits);
 }
 
+// sums [16, 8] += a [16, 16] b [16, 8], of which a lane has the parts of mma.m16n8k16.
+template <class S>
+__device__ __forceinline__ void multiply_tiles(float (&sums)[4], const unsigned (&a)[4],
+                                               const unsigned (&b)[2]);
+template <>
+__device__ __forceinline__ void multiply_tiles<bf16>(float (&sums)[4], const unsigned (&a)[4],
+                                                     const unsigned (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+template <>
+__device__ __forceinline__ void multiply_tiles<f16>(float (&sums)[4], const unsigned (&a)[4],
+                                                    const unsigned (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
 // Two neighbouring channels.
 __device__ __forceinline__ float2 load_pair(const float* at) {
   return *reinterpret_cast<const float2*>(at);

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "channels.cuh"
 #include "primitives.cuh"
 #include "token_select.h"
 
@@ -15,20 +16,6 @@ namespace uk::cuda {
 constexpr int kWarp = 32, kWarps = kTokenThreads / kWarp;
 
 __device__ __forceinline__ int thread_index() { return static_cast<int>(threadIdx.x); }
-
-// Neighbouring channels, read and written as one.
-template <class S, int LENGTH>
-struct alignas(LENGTH * sizeof(S)) Channels {
-  S at[LENGTH];
-};
-template <int LENGTH, class S>
-__device__ __forceinline__ Channels<S, LENGTH> load_channels(const S* at) {
-  return *reinterpret_cast<const Channels<S, LENGTH>*>(at);
-}
-template <class S, int LENGTH>
-__device__ __forceinline__ void store_channels(S* at, const Channels<S, LENGTH>& channels) {
-  *reinterpret_cast<Channels<S, LENGTH>*>(at) = channels;
-}
 
 // Row n of sample b.
 template <class S>

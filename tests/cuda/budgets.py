@@ -2,7 +2,7 @@
 
 Compiled by nvcc and read with the tools Triton carries; no GPU is needed. A row has a thread's
 registers and stack in bytes, what a block asks for of shared memory, and the share of fused
-multiply-adds among the instructions of the inner loop.
+multiply-adds among the instructions of the inner loop (of matrix products in ``toeplitz``).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Rows = dict[tuple[str, str], "Kernel"]
 
 @dataclass(frozen=True)
 class Kernel:
-    """What one kernel needs on one architecture; ``multiply_adds`` for those with tiles."""
+    """What one kernel needs on one architecture; ``multiply_adds`` for convolutions with tiles."""
 
     registers: int
     stack: int
@@ -67,6 +67,10 @@ def has_tiles(text: str) -> bool:
     return len(text.split()) == 4
 
 
+def has_share(text: str) -> bool:
+    return has_tiles(text) or text.startswith("toeplitz")
+
+
 def compiled(source: Path, architecture: str, out: Path, *flags: str) -> Rows:
     """Every kernel of a source, by architecture and text."""
     command = ["nvcc", *_FLAGS, f"-arch={architecture}", *flags, "-cubin", source, "-o", out]
@@ -75,17 +79,18 @@ def compiled(source: Path, architecture: str, out: Path, *flags: str) -> Rows:
         r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)",
         _tool("-res-usage", out),
     )
-    rows, tiled = {}, {}
+    rows, multiplying = {}, {}
     for mangled, registers, stack, shared, local in usage:
         if text := _text(mangled):
             memory = int(shared) + planned(text, architecture)
             rows[architecture, text] = Kernel(int(registers), int(stack) + int(local), memory, None)
-            if has_tiles(text):
-                tiled[mangled] = text
-    if tiled:
-        for part in _tool("-sass", "-fun", ",".join(tiled), out).split("Function : ")[1:]:
-            key = architecture, tiled[part.split()[0]]
-            rows[key] = replace(rows[key], multiply_adds=_multiply_adds(part))
+            if has_share(text):
+                multiplying[mangled] = text
+    if multiplying:
+        for part in _tool("-sass", "-fun", ",".join(multiplying), out).split("Function : ")[1:]:
+            key = architecture, multiplying[part.split()[0]]
+            wanted = "HMMA" if key[1].startswith("toeplitz") else "FFMA"
+            rows[key] = replace(rows[key], multiply_adds=_share(part, wanted))
     return rows
 
 
@@ -105,6 +110,10 @@ def instantiated(text: str, architecture: str, folder: Path) -> Kernel:
 def planned(text: str, architecture: str) -> int:
     """What is asked for of shared memory: for a cube as kernel, or three frames of single taps, on
     a large map, and for the most tokens there may be."""
+    if text.startswith("toeplitz"):
+        kernel, architecture = (int(text[-1]), 5, 5), int(re.sub(r"\D", "", architecture))
+        plan = _extension._introspect.depthwise_conv_plan
+        return plan((16, 8, 56, 56, 64), kernel, 2, architecture, toeplitz=True)["shared"]
     if not has_tiles(text):
         tokens = _extension._introspect.token_select_plan(1, 1)["most_tokens"]
         return _extension._introspect.token_select_plan(tokens, 1).get(text.split()[0], 0)
@@ -121,11 +130,14 @@ def planned(text: str, architecture: str) -> int:
     return plan["shared"]
 
 
-def _multiply_adds(sass: str) -> float:
-    """The share of fused multiply-adds in a kernel's inner loop."""
-    # The compiler may cut the loop's body in two; what surrounds it hardly multiplies.
-    body = [b for b in _blocks(sass) if b.count("FFMA") > 0.2 * len(b) and len(b) > 40]
-    return round(sum(b.count("FFMA") for b in body) / sum(map(len, body)), 3)
+def _share(sass: str, wanted: str) -> float:
+    """The share of an instruction in a kernel's inner loop."""
+    blocks = list(_blocks(sass))
+    if wanted == "HMMA":
+        body = [b for b in blocks if wanted in b]
+    else:  # the compiler may cut the loop's body in two; what surrounds it hardly multiplies
+        body = [b for b in blocks if b.count(wanted) > 0.2 * len(b) and len(b) > 40]
+    return round(sum(b.count(wanted) for b in body) / sum(map(len, body)), 3)
 
 
 def _blocks(sass: str) -> Iterator[list[str]]:

@@ -16,13 +16,15 @@ using uk::shim::Storage;
 
 enum Operation : int64_t { kForward, kWeightGradient, kMoments, kMomentsBackward, kTokens };
 
+enum Kernel : int64_t { kAsPlanned, kGeneral, kToeplitz };
+
 struct Head {
   int64_t operation, size;  // of an element: 4, or 2 for bfloat16, or -2 for float16
 };
 
 struct Request {
   int64_t B, T, H, W, C, kt, kh, kw;
-  int64_t shared_limit, general;  // whether to use the general kernels
+  int64_t shared_limit, kernel;  // the limit's own choice, the general kernels, or matrix products
   int64_t flip, residual, moments;
   int64_t x_stride[5], dy_stride[5], weight_stride[4], bias_stride;
   int64_t x_offset, dy_offset;                 // of the first element, in bytes
@@ -53,7 +55,9 @@ void run(int64_t operation, const Request& r) {
     Result<S> y(count);
     Forward<S> p{};
     p.sizes = s;
-    p.plan = r.general ? general_forward(s) : plan_forward(s, sizeof(S), limit);
+    p.plan = r.kernel == kToeplitz  ? plan_toeplitz(s, limit)
+             : r.kernel == kGeneral ? general_forward(s)
+                                    : plan_forward(s, sizeof(S), limit);
     p.x = map_of(x.at<S>(r.x_offset), r.x_stride, r.C);
     p.weight = weight.at<S>();
     std::copy(r.weight_stride, r.weight_stride + 4, p.weight_stride);
@@ -75,7 +79,7 @@ void run(int64_t operation, const Request& r) {
   } else if (operation == kWeightGradient) {
     WeightGradient<S> p{};
     p.sizes = s;
-    p.plan = r.general ? general_weight_gradient(s) : plan_weight_gradient(s, sizeof(S), limit);
+    p.plan = r.kernel == kGeneral ? general_weight_gradient(s) : plan_weight_gradient(s, sizeof(S), limit);
     p.dy = map_of(dy.at<S>(r.dy_offset), r.dy_stride, r.C);
     p.x = map_of(x.at<S>(r.x_offset), r.x_stride, r.C);
     const int64_t rows = s.taps() + 1;

@@ -28,6 +28,7 @@ SANITIZED = ("-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 _SIZES = {torch.float32: 4, torch.bfloat16: 2, torch.float16: -2}
 _OPERATIONS = {"forward": 0, "weight_gradient": 1, "moments": 2, "moments_backward": 3}
 _TOKENS = {"shrink": 4, "shrink_backward": 5, "recover": 6, "recover_backward": 7}
+_KERNELS = ["as planned", "general", "toeplitz"]
 _SHARED = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024}
 
 
@@ -52,7 +53,7 @@ class Emulator:
         flip: bool = False,
         moments: bool = False,
         shift: Tensor | None = None,
-        **options: int,
+        **options: int | str,
     ) -> tuple[Tensor, Tensor]:
         """The convolution, and its moments ``[2, C]`` if asked for."""
         out = self._run(
@@ -69,7 +70,7 @@ class Emulator:
         return torch.frombuffer(out[:size], dtype=x.dtype).view(x.shape), sums.view(2, -1)
 
     def weight_gradient(
-        self, dy: Tensor, x: Tensor, weight: Tensor, **options: int
+        self, dy: Tensor, x: Tensor, weight: Tensor, **options: int | str
     ) -> tuple[Tensor, Tensor]:
         """Gradients of the weight, like ``weight``, and of the bias."""
         out = self._run("weight_gradient", x=x, dy=dy, weight=weight, **options)
@@ -99,18 +100,18 @@ class Emulator:
         others: Tensor | None = None,
         flags: tuple[bool, bool, bool] = (False, False, False),
         architecture: int = 90,
-        general: bool = False,
+        by: str = "as planned",
     ) -> bytearray:
-        kernel = weight.shape[2:] if weight is not None else (1, 1, 1)
+        taps = weight.shape[2:] if weight is not None else (1, 1, 1)
         strides = [0] * 4 if weight is None else [weight.stride(i) for i in (0, 2, 3, 4)]
         storages = [_storage(t) for t in (x, dy, weight, bias, shift, others)]
         numbers = [
             _OPERATIONS[operation],
             _SIZES[x.dtype],
             *x.shape,
-            *kernel,
+            *taps,
             _SHARED[architecture],
-            general,
+            _KERNELS.index(by),
             *flags,
             *x.stride(),
             *([0] * 5 if dy is None else dy.stride()),
@@ -213,8 +214,8 @@ def build(
         folder: where to.
         flags: more of them for the compiler.
         sources: a copy of ``csrc`` in which something was changed.
-        like: a build with the same flags, to be taken but for the kernels of ``only`` in float32.
-        only: such as ``"sums_kernel"``.
+        like: a build with the same flags, to be taken but for the kernels of ``only``.
+        only: such as ``"sums_kernel.float"``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     command = [
@@ -224,7 +225,7 @@ def build(
     ]
 
     def compile_one(source: Path, name: str, *options: str) -> str:
-        if like is not None and name != f"{only}.float":
+        if like is not None and name != only:
             return str(like.program.with_name(f"{name}.o"))
         out = str(folder / f"{name}.o")
         subprocess.run([*command, *options, "-c", str(source), "-o", out], check=True)

@@ -8,16 +8,21 @@ import runpy
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import setuptools
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import uniformer_kernels as uk
 from tests.contract import draw
 from uniformer_kernels import _extension, cuda, triton
+from uniformer_kernels.ops import depthwise_conv
+from uniformer_kernels.triton import tuning
 
 ROOT = Path(__file__).parents[2]
 BUILT = bool(_extension.manifest().get("cuda_architectures"))
@@ -102,6 +107,48 @@ def test_serves_where_triton_is_missing(monkeypatch) -> None:
         assert "cuda       serves this call" in uk.explain("depthwise_conv3d", x, weight)
         tokens, importance = torch.empty(1, 9, 4, device="cuda"), torch.empty(1, 9, device="cuda")
         assert "cuda       serves this call" in uk.explain("token_shrink", tokens, importance, 3)
+
+
+def test_matrix_products_serve_where_they_are_faster(monkeypatch) -> None:
+    class Called(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    rows = {cuda.TOEPLITZ: {"k5 2x3x3 C8": {"faster": True}}}
+    monkeypatch.setattr(tuning, "_table", lambda: {"sm_90": rows})
+    names: list[str] = []
+    with tuning.assuming("sm_90"), FakeTensorMode(), Called():
+        for C, taps, dtype in (
+            (8, 5, torch.bfloat16),
+            (16, 5, torch.bfloat16),
+            (8, 5, torch.float),
+        ):
+            x = torch.empty(1, 2, 3, 3, C, dtype=dtype, device="cuda")
+            weight = torch.empty(C, 1, taps, 5, 5, dtype=dtype, device="cuda")
+            depthwise_conv._convolve("cuda", x, weight, None, False)
+    ours = [name for name in names if name.startswith("uniformer_kernels")]
+    assert ours == [
+        "uniformer_kernels.depthwise_conv3d_toeplitz.default",
+        "uniformer_kernels.depthwise_conv3d.default",
+        "uniformer_kernels.depthwise_conv3d.default",
+    ]
+
+
+def test_the_tuner_takes_matrix_products_that_are_faster_and_right(monkeypatch) -> None:
+    tune = pytest.importorskip("uniformer_kernels.tune")
+    x, weight = (torch.empty(s, dtype=torch.half) for s in ((1, 2, 3, 3, 8), (8, 1, 5, 5, 5)))
+    calls = [("depthwise_conv3d", (x, weight, None, False)), ("linear", (x, weight))]
+    monkeypatch.setattr(cuda, "declines", lambda *_: None)
+    for right, products, faster in ((True, 0.5, True), (True, 0.99, False), (False, 0.5, False)):
+        results = {"depthwise_conv3d": 1.0, cuda.TOEPLITZ: 1.0 if right else 2.0}
+        kernels = {
+            n: partial(lambda value, *_: torch.full((2,), value), v) for n, v in results.items()
+        }
+        monkeypatch.setattr(tune, "kernels", lambda _, kernels=kernels: SimpleNamespace(**kernels))
+        times = iter((1.0, products))
+        found = tune.products(calls, x.device, lambda _, times=times: next(times))
+        assert found == ({"k5 2x3x3 C8": {"faster": True}} if faster else {})
 
 
 @built

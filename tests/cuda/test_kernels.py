@@ -58,7 +58,7 @@ def hold(
     layout: Callable[[Tensor], Tensor] = Tensor.contiguous,
     *,
     residual: bool = True,
-    **options: int,
+    **options: int | str,
 ) -> None:
     """Output, moments and every gradient of one call against the numerical contract."""
     *positions, C = shape
@@ -70,7 +70,7 @@ def hold(
     dy, shift = layout(draw(*shape, dtype=dtype)), draw(C)
     x, weight, bias = inputs.values()
     y, moments = emulator.forward(
-        x, weight, bias, residual=residual, moments="general" not in options, shift=shift, **options
+        x, weight, bias, residual=residual, moments="by" not in options, shift=shift, **options
     )
     dx, _ = emulator.forward(dy, weight, residual=residual, flip=True, **options)
     dw, db = emulator.weight_gradient(dy, x, weight, **options)
@@ -92,7 +92,7 @@ def hold(
 @pytest.mark.parametrize(("shape", "kernel"), CALLS, ids=str)
 def test_values_and_gradients(emulator, shape, kernel, dtype) -> None:
     tiled = kernel[1] == kernel[2]
-    hold(emulator, shape, kernel, dtype, **({} if tiled else {"general": True}))
+    hold(emulator, shape, kernel, dtype, **({} if tiled else {"by": "general"}))
 
 
 def test_several_blocks_along_every_axis(emulator) -> None:
@@ -103,7 +103,7 @@ def test_several_blocks_along_every_axis(emulator) -> None:
 @pytest.mark.parametrize("kernel", [(3, 3, 3), (5, 5, 5), (1, 1, 7)], ids=str)
 def test_general_kernels(emulator, kernel) -> None:
     for dtype in DTYPES:
-        hold(emulator, (2, 3, 4, 5, 35), kernel, dtype, general=True)
+        hold(emulator, (2, 3, 4, 5, 35), kernel, dtype, by="general")
 
 
 def test_less_shared_memory(emulator) -> None:
@@ -195,7 +195,7 @@ def test_moments_of_rows(emulator, shifted_, dtype) -> None:
 )
 def test_sanitized(sanitized, shape, kernel, dtype) -> None:
     hold(sanitized, shape, kernel, dtype)
-    hold(sanitized, shape, kernel, dtype, general=True)
+    hold(sanitized, shape, kernel, dtype, by="general")
 
 
 # The checks themselves
@@ -211,7 +211,7 @@ def noticed(emulator: Emulator) -> bool:
     try:
         for shape, kernel in kinds:
             hold(emulator, shape, kernel, torch.float32)
-        hold(emulator, (1, 2, 5, 8, 8), (3, 3, 3), torch.float32, general=True)
+        hold(emulator, (1, 2, 5, 8, 8), (3, 3, 3), torch.float32, by="general")
         many, weight = draw(17, 1, 5, 3, 512), draw(512, 1, 1, 3, 3)
         dw, _ = emulator.weight_gradient(many, many, weight)
         want = evaluate(
@@ -253,12 +253,12 @@ def test_no_barrier_may_be_missing(emulator, barrier) -> None:
 def test_wrong_sources_are_noticed(emulator, before, after, tmp_path: Path) -> None:
     """A halo that is off by one, a copy that is not awaited."""
     sources = changed(tmp_path / "csrc", "depthwise_conv_kernel.cuh", before, after)
-    assert noticed(build(tmp_path / "build", (), sources, emulator, "depthwise_conv_kernel"))
+    assert noticed(build(tmp_path / "build", (), sources, emulator, "depthwise_conv_kernel.float"))
 
 
 def test_reading_beside_the_map_is_noticed(sanitized, tmp_path: Path) -> None:
     before, after = "(h + row) < sizes.H", "(h + row) <= sizes.H"
     sources = changed(tmp_path / "csrc", "depthwise_conv_kernel.cuh", before, after)
-    beyond = build(tmp_path / "build", SANITIZED, sources, sanitized, "depthwise_conv_kernel")
+    beyond = build(tmp_path / "build", SANITIZED, sources, sanitized, "depthwise_conv_kernel.float")
     with pytest.raises(EmulationError, match="heap-buffer-overflow"):
         beyond.forward(draw(1, 1, 5, 5, 8), draw(8, 1, 3, 3, 3))

@@ -131,6 +131,30 @@ def test_the_models_have_tiles(grid, C, gradient, size, architecture) -> None:
 
 
 @many
+@given(
+    shape=st.tuples(st.integers(1, 64), st.integers(1, 64), sizes, sizes, sizes),
+    frames=st.sampled_from([1, 5]),
+    architecture=st.sampled_from(ARCHITECTURES),
+)
+@example((64, 64, 3000, 3000, 3000), 5, 80)
+def test_matrix_products(shape, frames, architecture) -> None:
+    B, T, H, W, C = shape
+    p = _introspect.depthwise_conv_plan(shape, (frames, 5, 5), 2, architecture, toeplitz=True)
+    assert covers(p["down"], 4 * p["tiles_down"], H)
+    assert covers(p["across"], 4 * p["tiles_across"], W)
+    assert covers(p["chunks"], p["frames"], T)
+    assert covers(p["channel_blocks"], p["channels"], C)
+    assert p["parts"] == B * p["down"] * p["across"] * p["chunks"]
+    assert p["grid"] == p["parts"] * p["channel_blocks"]
+    assert p["threads"] == 32 * p["channels"] == 512  # 128 registers each
+    staged = min(T, p["frames"] + frames - 1) * (4 * p["tiles_down"] + 4)
+    staged *= (4 * p["tiles_across"] + 4) * p["channels"] * 2
+    results = 2 * 8 * 16 * p["channels"] * 2
+    assert staged + results <= p["shared"] <= 112 * 1024
+    assert p["shared"] <= p["shared_limit"] or p["shared_limit"] < 112 * 1024  # else another kernel
+
+
+@many
 @given(N=st.integers(0, 8192), C=st.integers(1, 3000))
 @example(8192, 64)
 def test_tokens(N, C) -> None:

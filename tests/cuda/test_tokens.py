@@ -226,4 +226,4 @@ def test_no_barrier_may_be_missing(emulator, barrier) -> None:
 )
 def test_wrong_sources_are_noticed(emulator, before, after, tmp_path: Path) -> None:
     sources = changed(tmp_path / "csrc", "token_select_kernel.cuh", before, after)
-    assert noticed(build(tmp_path / "build", (), sources, emulator, "token_select_kernel"))
+    assert noticed(build(tmp_path / "build", (), sources, emulator, "token_select_kernel.float"))

@@ -65,6 +65,21 @@ def test_moments(shape, kernel, dtype) -> None:
     torch.testing.assert_close(moments.double(), want, rtol=1e-5, atol=1e-6 * scale)
 
 
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize(("shape", "kernel"), CALLS, ids=str)
+def test_matrix_products(shape, kernel, dtype) -> None:
+    """Where kernel and channels allow them; other kernels serve the other calls."""
+    if chosen_backend() == "triton":
+        pytest.skip("has none")
+    check(
+        partial(torch.ops.uniformer_kernels.depthwise_conv3d_toeplitz, residual=True),
+        partial(reference.depthwise_conv3d, residual=True),
+        inputs_of(shape, kernel, dtype),
+        reduction=torch.Size(kernel).numel(),
+        needs=(),
+    )
+
+
 def part(t: Tensor) -> Tensor:
     room = torch.full((*t.shape[:-1], t.shape[-1] + 5), float("nan"), dtype=t.dtype, device="cuda")
     return room[..., 3:-2].copy_(t)

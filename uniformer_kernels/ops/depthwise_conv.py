@@ -28,7 +28,7 @@ class _DepthwiseConv3d(torch.autograd.Function):
     def forward(
         x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool, backend: str
     ) -> Tensor:
-        return kernels(backend).depthwise_conv3d(x, weight, bias, residual)
+        return _convolve(backend, x, weight, bias, residual)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -113,7 +113,15 @@ def _kernel(
 ) -> Tensor:
     if needs_grad(x, weight, bias):
         return _DepthwiseConv3d.apply(x, weight, bias, residual, backend)
-    return kernels(backend).depthwise_conv3d(x, weight, bias, residual)
+    return _convolve(backend, x, weight, bias, residual)
+
+
+def _convolve(
+    backend: str, x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool
+) -> Tensor:
+    products = backend == "cuda" and cuda.prefers_products(x, weight)
+    kernel = getattr(kernels(backend), cuda.TOEPLITZ if products else _NAME)
+    return kernel(x, weight, bias, residual)
 
 
 def _compute_with_moments(
@@ -159,6 +167,7 @@ def _triton_declines(x: Tensor, *_: Any, **__: Any) -> str | None:
 
 
 @register_fake(_NAME)
+@register_fake(cuda.TOEPLITZ)
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> Tensor:
     return x.new_empty(x.shape)
 

@@ -51,7 +51,7 @@ class Tunable:
             asked.add((self.name, shape_class))
         tried = self._tried.get()
         if tried is None:
-            tried = _table().get(architecture(device), {}).get(self.name, {}).get(shape_class, {})
+            tried = row(device, self.name, shape_class)
         return default | dict(tried)
 
     @contextlib.contextmanager
@@ -62,6 +62,11 @@ class Tunable:
             yield
         finally:
             self._tried.reset(token)
+
+
+def row(device: torch.device, kernel: str, shape_class: str) -> Options:
+    """What the table has for a kernel, if anything."""
+    return _table().get(architecture(device), {}).get(kernel, {}).get(shape_class, {})
 
 
 @contextlib.contextmanager
