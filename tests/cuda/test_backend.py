@@ -127,12 +127,11 @@ def test_matrix_products_serve_where_they_are_faster(monkeypatch) -> None:
             x = torch.empty(1, 2, 3, 3, C, dtype=dtype, device="cuda")
             weight = torch.empty(C, 1, taps, 5, 5, dtype=dtype, device="cuda")
             depthwise_conv._convolve("cuda", x, weight, None, False)
-    ours = [name for name in names if name.startswith("uniformer_kernels")]
-    assert ours == [
-        "uniformer_kernels.depthwise_conv3d_toeplitz.default",
-        "uniformer_kernels.depthwise_conv3d.default",
-        "uniformer_kernels.depthwise_conv3d.default",
-    ]
+            dx, *_ = depthwise_conv._gradients("cuda", x, x, weight, False, True, True)
+            assert dx.shape == x.shape
+    ours = [name.split(".")[1] for name in names if name.startswith("uniformer_kernels")]
+    plain = ["depthwise_conv3d", "depthwise_conv3d_backward"]
+    assert ours == [cuda.TOEPLITZ, cuda.TOEPLITZ, plain[1], *plain, *plain]
 
 
 def test_the_tuner_takes_matrix_products_that_are_faster_and_right(monkeypatch) -> None:

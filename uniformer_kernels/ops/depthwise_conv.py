@@ -40,8 +40,8 @@ class _DepthwiseConv3d(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         want_input, want_weight, want_bias, *_ = ctx.needs_input_grad
-        dx, dw, db = kernels(ctx.backend).depthwise_conv3d_backward(
-            dy, x, weight, ctx.residual, want_input, want_weight or want_bias
+        dx, dw, db = _gradients(
+            ctx.backend, dy, x, weight, ctx.residual, want_input, want_weight or want_bias
         )
         return (
             dx if want_input else None,
@@ -90,8 +90,8 @@ class _WithMoments(torch.autograd.Function):
             )
             .view(y.shape)
         )
-        dx, dw, db = kernels(ctx.backend).depthwise_conv3d_backward(
-            dy, x, weight, ctx.residual, want_input, want_weight or want_bias
+        dx, dw, db = _gradients(
+            ctx.backend, dy, x, weight, ctx.residual, want_input, want_weight or want_bias
         )
         return (
             dx if want_input else None,
@@ -122,6 +122,23 @@ def _convolve(
     products = backend == "cuda" and cuda.prefers_products(x, weight)
     kernel = getattr(kernels(backend), cuda.TOEPLITZ if products else _NAME)
     return kernel(x, weight, bias, residual)
+
+
+def _gradients(
+    backend: str,
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    residual: bool,
+    want_input: bool,
+    want_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of x, weight and bias; the first is a convolution with the taps in opposite order."""
+    gradients = kernels(backend).depthwise_conv3d_backward
+    if want_input and backend == "cuda" and cuda.prefers_products(x, weight):
+        dx = _convolve(backend, dy, weight.flip(2, 3, 4), None, residual)
+        return dx, *gradients(dy, x, weight, residual, False, want_weight)[1:]
+    return gradients(dy, x, weight, residual, want_input, want_weight)
 
 
 def _compute_with_moments(
