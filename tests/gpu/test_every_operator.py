@@ -9,7 +9,7 @@ from torch import Tensor
 import uniformer_kernels as uk
 from tests.contract import check, draw, evaluate
 from tests.ops.calls import CALLS, Call
-from uniformer_kernels import reference
+from uniformer_kernels import cuda, reference
 from uniformer_kernels.backends import OPERATORS
 
 pytestmark = [
@@ -26,6 +26,8 @@ def _exact_reference(request):
     call = request.node.callspec.params.get("call")
     if call is not None and request.param not in OPERATORS[call.operator].implementations:
         pytest.skip(f"{request.param} does not implement it")
+    if request.param == "cuda" and (reason := cuda.declines(torch.empty(0, device="cuda"))):
+        pytest.skip(reason)
     with torch.backends.cudnn.flags(allow_tf32=False), uk.use_backend(request.param):
         yield
 
