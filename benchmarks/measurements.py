@@ -111,10 +111,16 @@ def measurements() -> Iterator[Measurement]:
     best = "best of PyTorch", (models.SDPA, *models.COMPILED)
     trained = "best of PyTorch", (models.SDPA, models.COMPILED[0])
     openvino = "OpenVINO", (models.OPENVINO,)
+    onnxruntime = "ONNX Runtime", (models.ONNXRUNTIME,)
     yield Measurement(
         "UniFormer-S 16×224, forward",
         models.small_forward,
-        (Target(*official, 3.5, 5), Target(*best, 1.6, 2.1), Target(*openvino, 1, 1.2)),
+        (
+            Target(*official, 3.5, 5),
+            Target(*best, 1.6, 2.1),
+            Target(*openvino, 1, 1.2),
+            Target(*onnxruntime, 1),
+        ),
     )
     yield Measurement(
         "UniFormer-S 16×224 bf16, forward",
@@ -134,7 +140,7 @@ def measurements() -> Iterator[Measurement]:
     yield Measurement(
         "UniFormer-XXS 16×160, forward",
         models.xxs_forward,
-        (Target(*official, 1.8, 2.6),),
+        (Target(*official, 1.8, 2.6), Target(*onnxruntime, 1)),
     )
     yield Measurement(
         "UniFormer-XXS 16×160, training step of two clips",

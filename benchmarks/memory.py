@@ -42,10 +42,15 @@ def _growth(build: Build, name: str, threads: int) -> int:
     torch.set_num_threads(threads)
     call, x = build(name)
     call(x[..., :64, :64].contiguous())  # loads code and packs weights, but needs little itself
+    return peak(lambda: call(x))
+
+
+def peak(call: Callable[[], Any]) -> int:
+    """Bytes by which a call raises the resident memory of this process at most."""
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is resident
     rest = _status("VmHWM")
-    call(x)
+    call()
     return _status("VmHWM") - rest
 
 

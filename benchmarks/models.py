@@ -21,13 +21,13 @@ from uniformer_kernels.bench import plain
 from uniformer_kernels.blocks import Affine, video_memory
 
 from .agreement import CHANNELS_LAST, OFFICIAL, OURS, Rivals, agree, equal
-from .baselines import dense, light, openvino, v2, video, x3d
+from .baselines import dense, light, onnxruntime, openvino, v2, video, x3d
 
 SDPA = "SDPA + channels-last"
 COMPILED = ("compiled, channels-last", "compiled max-autotune, channels-last")
 OFFICIAL_SDPA = "official + SDPA"
 DENSE = (OURS, OFFICIAL_SDPA)
-OPENVINO = "OpenVINO"
+OPENVINO, ONNXRUNTIME = "OpenVINO", "ONNX Runtime"
 OWN = "our own model"
 
 Modules = dict[str, nn.Module]
@@ -46,19 +46,21 @@ def small(clips: int) -> tuple[Modules, Tensor]:
 
 
 def small_forward(dtype: torch.dtype = torch.float32) -> Rivals:
-    """Inference, also of the best rival compiled, and by OpenVINO.
+    """Inference, also of the best rival compiled, by OpenVINO, and in float32 by ONNX Runtime.
 
     Clips are float32; with bfloat16 weights they are converted in every call.
     """
     modules, clip = small(1)
     want = torch.inference_mode()(modules[OFFICIAL].eval())(clip)
-    network = openvino.compiled(modules[OFFICIAL], clip, dtype)
+    networks = {OPENVINO: openvino.compiled(modules[OFFICIAL], clip, dtype)}
+    if dtype == torch.float32:  # what its kernels for CPUs are written for
+        networks[ONNXRUNTIME] = onnxruntime.compiled(modules[OFFICIAL], clip)
     runs = _inference({name: module.to(dtype) for name, module in modules.items()})
     for name, max_autotune in zip(COMPILED, (False, True), strict=True):
         runs[name] = video.compiled(modules[SDPA], max_autotune=max_autotune)
     runs = {name: _converting(run, dtype) for name, run in runs.items()}
     tolerance = 1e-3 if dtype == torch.float32 else 2e-2
-    return _forward({**runs, OPENVINO: network}, clip, want, tolerance)
+    return _forward(runs | networks, clip, want, tolerance)
 
 
 def small_training_step(dtype: torch.dtype = torch.float32) -> Rivals:
@@ -85,7 +87,8 @@ def xxs(clips: int) -> tuple[Modules, Tensor]:
 
 def xxs_forward() -> Rivals:
     modules, clip = xxs(1)
-    return _forward(_inference(modules), clip)
+    network = onnxruntime.compiled(modules[OFFICIAL], clip)
+    return _forward(_inference(modules) | {ONNXRUNTIME: network}, clip)
 
 
 def xxs_training_step() -> Rivals:
