@@ -11,7 +11,7 @@ import torch
 from uniformer_kernels.bench.case import OURS, Case
 from uniformer_kernels.bench.cases import cases, find
 from uniformer_kernels.bench.check import Judge, judge
-from uniformer_kernels.bench.measure import FORWARD, PASSES, Setting, objection, turn
+from uniformer_kernels.bench.measure import FORWARD, PASSES, Setting, objection, turns
 
 from .agreement import Rivals
 
@@ -59,12 +59,12 @@ def run(benchmark: Callable, call: tuple[Case, str, torch.dtype, bool]) -> None:
     pass_ = PASSES[backward]
     benchmark.group = f"{case.operator}: {case.name}, {_name(dtype)}, {pass_}"
     try:
-        turn = _checked(*call)
+        checked = _checked(*call)
     except ValueError as error:
         if name == OURS:
             raise
         pytest.skip(str(error))
-    benchmark(turn)
+    benchmark(checked)
 
 
 def _checked(case: Case, name: str, dtype: torch.dtype, backward: bool) -> Callable[[], object]:
@@ -73,7 +73,7 @@ def _checked(case: Case, name: str, dtype: torch.dtype, backward: bool) -> Calla
     referee = _judge(case.operator, case.name, dtype, backward)
     if reason := objection(case, rival, referee, dtype, _CPU, backward=backward):
         raise ValueError(f"{case.operator}: {case.name}: {name}: {reason}")
-    return turn(case, rival, dtype, _CPU, backward=backward)
+    return turns(case, {name: rival}, dtype, _CPU, backward=backward)[name]
 
 
 @lru_cache(maxsize=1)  # the rivals of a case come one after another

@@ -18,7 +18,7 @@ from .case import MATRIX, VECTOR
 COPY = "copy"
 
 _COPIED = 2**28  # bytes, far more than caches hold
-_SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices
+_SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices
 _ROUNDS = 5
 
 
@@ -104,4 +104,4 @@ def _least(call: Callable[[], object], device: torch.device) -> float:
     """Seconds of the fastest round."""
     if device.type == "cuda":
         return min(graphs.compare({"": lambda: call}, rounds=_ROUNDS, graph=False)[""].values)
-    return min(timing.compare({"": call}, rounds=_ROUNDS)[""].values)
+    return min(timing.compare({"": call}, rounds=_ROUNDS, sample=0.02)[""].values)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import graphs, timing
-from .case import OURS, REFERENCE, Call, Case, Rival, differentiated, reached
+from .case import OURS, REFERENCE, Call, Case, Rival, Tensors, differentiated, reached
 from .ceilings import Ceilings
 from .check import Judge, judge, results
 from .timing import Samples
@@ -165,15 +165,12 @@ def _times(
 ) -> Mapping[str, Samples | str]:
     if setting.device.type == "cuda":
         makes = {
-            name: lambda rival=rival: next(_calls(case, rival, dtype, setting.device, backward))
+            name: partial(_made, case, rival, dtype, setting.device, backward)
             for name, rival in rivals.items()
         }
         return graphs.compare(makes, rounds=setting.rounds)
-    turns = {
-        name: turn(case, rival, dtype, setting.device, backward=backward)
-        for name, rival in rivals.items()
-    }
-    return timing.compare(turns, rounds=setting.rounds, sample=setting.sample)
+    calls = turns(case, rivals, dtype, setting.device, backward=backward)
+    return timing.compare(calls, rounds=setting.rounds, sample=setting.sample)
 
 
 def stopwatch(
@@ -188,36 +185,65 @@ def stopwatch(
     if reason := objection(case, case.ours, referee, dtype, setting.device, backward=backward):
         raise ValueError(reason)
     if setting.device.type == "cuda":
-        made = _calls(case, case.ours, dtype, setting.device, backward)
-        replay, count = graphs.replay(lambda: next(made))
+        make = partial(_made, case, case.ours, dtype, setting.device, backward)
+        replay, count = graphs.replay(make)
         return lambda: graphs.seconds(replay) / count
-    call = turn(case, case.ours, dtype, setting.device, backward=backward)
+    call = turns(case, {OURS: case.ours}, dtype, setting.device, backward=backward)[OURS]
     repeats = timing.fill(call, setting.sample)
     return lambda: timing.seconds(call, repeats)
 
 
-def turn(
-    case: Case, rival: Rival, dtype: torch.dtype, device: torch.device, *, backward: bool
-) -> Call:
-    """A rival's call, each time on another of so many buffers that they do not fit the caches."""
+def turns(
+    case: Case,
+    rivals: Mapping[str, Rival],
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    backward: bool,
+) -> dict[str, Call]:
+    """The rivals' calls, each time on other buffers, of which there are more than caches hold.
+
+    Rivals of the same layout share them: they come round to the first one after many calls.
+    """
     count = timing.copies(sum(t.nbytes for t in case.inputs(dtype, device).values()))
-    return timing.rotating(
-        list(itertools.islice(_calls(case, rival, dtype, device, backward), count))
-    )
+    shared: dict[Callable[..., Tensors], tuple[list[Tensors], list[str]]] = {}
+    calls = {}
+    for name, rival in rivals.items():
+        if rival.layout not in shared:
+            tensors, sources = _laid_out(case, rival, dtype, device, backward)
+            shared[rival.layout] = [_cloned(tensors) for _ in range(count)], sources
+        buffers, sources = shared[rival.layout]
+        ys = reached(rival.compute, buffers[0], sources)
+        calls[name] = timing.rotating(
+            [
+                differentiated(rival.compute, own, sources, [torch.randn_like(y) for y in ys])
+                for own in buffers
+            ]
+        )
+    return calls
 
 
-def _calls(
+def _made(
     case: Case, rival: Rival, dtype: torch.dtype, device: torch.device, backward: bool
-) -> Iterator[Call]:
-    """A rival's call on buffers of its own, as often as one likes."""
+) -> Call:
+    """A rival's call on buffers of its own."""
+    tensors, sources = _laid_out(case, rival, dtype, device, backward)
+    ys = reached(rival.compute, tensors, sources)
+    return differentiated(rival.compute, tensors, sources, [torch.randn_like(y) for y in ys])
+
+
+def _laid_out(
+    case: Case, rival: Rival, dtype: torch.dtype, device: torch.device, backward: bool
+) -> tuple[Tensors, list[str]]:
+    """The case's tensors as a rival takes them, and which of these are to have gradients."""
     wanted = case.differentiable() if backward else ()
     inputs = {n: t.requires_grad_(n in wanted) for n, t in case.inputs(dtype, device).items()}
     tensors = rival.layout(**inputs)
-    sources = [name for name, t in tensors.items() if t.requires_grad]
-    ys = reached(rival.compute, tensors, sources)
-    while True:
-        own = {name: t.detach().clone() for name, t in tensors.items()}
-        yield differentiated(rival.compute, own, sources, [torch.randn_like(y) for y in ys])
+    return tensors, [name for name, t in tensors.items() if t.requires_grad]
+
+
+def _cloned(tensors: Tensors) -> Tensors:
+    return {name: t.detach().clone() for name, t in tensors.items()}
 
 
 def traffic(case: Case, dtype: torch.dtype, device: torch.device, *, backward: bool) -> int:
