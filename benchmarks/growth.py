@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -142,7 +143,7 @@ def plot(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
             row.grid(alpha=0.3)
         grid[1, column].set_xlabel("frames" if axis == "frames" else "height and width")
         grid[0, column].legend(fontsize=8)
-    figure.suptitle(title, fontsize=7)
+    figure.suptitle(textwrap.fill(title, 150), fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 

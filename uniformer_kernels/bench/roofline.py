@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ def plot(path: Path, rows: Sequence[Row], ceilings: Ceilings, machine: dict[str,
         xlabel="operations a byte that has to move",
         ylabel="GFLOP/s",
     )
-    axes.set_title(conditions(machine, ceilings), fontsize=7)
+    lines = conditions(machine, ceilings).splitlines()
+    axes.set_title("\n".join(textwrap.fill(line, 150) for line in lines), fontsize=7)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8, ncols=2)
     path.parent.mkdir(parents=True, exist_ok=True)
