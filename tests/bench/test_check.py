@@ -9,13 +9,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import uniformer_kernels as uk
 from tests.contract import check, draw
 from uniformer_kernels import reference
+from uniformer_kernels.backends import OPERATORS as OPERATORS_SERVED
 from uniformer_kernels.bench import plain
 from uniformer_kernels.bench.case import Case, Rival
 from uniformer_kernels.bench.cases import OPERATORS, cases, find
+from uniformer_kernels.bench.ceilings import Ceilings
 from uniformer_kernels.bench.check import judge
-from uniformer_kernels.bench.measure import objection, traffic
+from uniformer_kernels.bench.measure import FORWARD, Setting, measure, objection, traffic
 
 CPU = torch.device("cpu")
 LINEAR = Case(
@@ -91,10 +94,7 @@ def test_official_token_choice_is_refused_in_bfloat16() -> None:
 
 
 def test_every_operator_has_cases() -> None:
-    import uniformer_kernels as uk
-    from uniformer_kernels.backends import OPERATORS as SERVED
-
-    assert set(OPERATORS) == set(SERVED)
+    assert set(OPERATORS) == set(OPERATORS_SERVED)
     assert {case.operator for case in cases()} == set(OPERATORS)
     assert all(callable(getattr(uk, name)) for name in OPERATORS)
     names = [(case.operator, case.name) for case in cases()]
@@ -134,6 +134,23 @@ def test_depthwise_rivals_in_their_layouts(operator: str, name: str) -> None:
     backward = bool(case.differentiable())
     assert says(case.rivals[name], case, backward=backward) is None
     assert says(case.ours, case, backward=backward) is None
+
+
+def test_backends_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that serves only when it is asked gets a row of its own."""
+    assert LINEAR.backends(torch.float32, CPU, backward=True) == ("cpu", [])
+    linear = OPERATORS_SERVED["linear"]
+    yielding = replace(linear.implementations["cpu"], yields=lambda *_, **__: "it is new")
+    monkeypatch.setitem(linear.implementations, "cpu", yielding)
+    assert LINEAR.backends(torch.float32, CPU, backward=True) == ("reference", ["cpu"])
+    setting, limits = Setting(CPU, rounds=1, sample=0), Ceilings(1e10, 1e11, {"float32": 1e11})
+    rows = {r.rival: r for r in measure(LINEAR, torch.float32, FORWARD, setting, limits)}
+    assert {name: row.backend for name, row in rows.items()} == {
+        "ours": "reference",
+        "reference": "torch",
+        "cpu": "cpu",
+    }
+    assert all(row.refused is None and row.ratio > 0 for row in rows.values())
 
 
 def test_taps_is_the_convolution() -> None:

@@ -107,16 +107,29 @@ class Case:
         """The same in plain PyTorch, which is the reference backend."""
         return Rival(partial(getattr(reference, self.operator), **self.options))
 
-    def backend(self, dtype: torch.dtype, device: torch.device, *, backward: bool) -> str:
-        """Who serves the call."""
+    def backends(
+        self, dtype: torch.dtype, device: torch.device, *, backward: bool
+    ) -> tuple[str, list[str]]:
+        """Who serves the call, and which other kernels could if they were asked for."""
         tensors = _leaves(self.inputs(dtype, device), self.differentiable() if backward else ())
         call = inspect.signature(getattr(uk, self.operator)).bind(**tensors, **self.options)
         operator = OPERATORS[self.operator]
-        return next(
-            backend
-            for backend in operator.implementations
-            if operator.reason(backend, *call.args, **call.kwargs) is None
-        )
+        serving = operator.automatic(*call.args, **call.kwargs)
+        # Triton on a CPU is its interpreter, which shows nothing by its time.
+        others = operator.implementations.keys() - {serving, REFERENCE}
+        others -= {"triton"} if device.type == "cpu" else set()
+        able = (b for b in others if operator.reason(b, *call.args, **call.kwargs) is None)
+        return serving, sorted(able)
+
+    def asked_of(self, backend: str) -> Rival:
+        """The public operator, served by a backend that has to be asked for."""
+        compute = self.ours.compute
+
+        def asked(**tensors: Tensor) -> Results:
+            with uk.use_backend(backend):
+                return compute(**tensors)
+
+        return Rival(asked, own=True)
 
 
 def outputs(results: Results) -> list[Tensor]:

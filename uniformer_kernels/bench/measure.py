@@ -92,8 +92,8 @@ def measure(
     """
     backward = pass_ == BACKWARD
     torch.compiler.reset()  # compiled rivals of other shapes count against a limit
-    rivals = setting.rivals(case, dtype)
-    backend = case.backend(dtype, setting.device, backward=backward)
+    backend, others = case.backends(dtype, setting.device, backward=backward)
+    rivals = setting.rivals(case, dtype) | {name: case.asked_of(name) for name in others}
     bytes_, work = traffic(case, dtype, setting.device, backward=backward), dict(case.work)
     if backward:
         work = {unit: count * (1 + case.gradients) for unit, count in work.items()}
@@ -105,7 +105,7 @@ def measure(
             names,
             pass_,
             name,
-            backend if name == OURS else "torch",
+            backend if name == OURS else name if name in others else "torch",
             bytes_,
             sum(work.values()),
         )

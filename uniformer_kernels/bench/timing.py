@@ -15,6 +15,7 @@ WARM_UP = 3
 """Calls of each rival in front of the rounds."""
 
 _MOST = 2**29  # bytes of buffers a rival is given at most
+_MANY = 1024  # buffers: so small ones are a matter of microseconds a call, not of memory
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,9 @@ def rotating(calls: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
 
 
 def copies(bytes_: int) -> int:
-    """How many buffers of a size do not fit the last cache together, twice over."""
-    return max(2, -(-min(2 * last_cache(), _MOST) // max(bytes_, 1)))
+    """How many buffers of a size do not fit the last cache together, twice over; a thousand do."""
+    wanted = -(-min(2 * last_cache(), _MOST) // max(bytes_, 1))
+    return min(max(2, wanted), _MANY)
 
 
 def last_cache() -> int:
