@@ -119,9 +119,10 @@ def _peaks(family: str, name: str, values: Sequence[int], threads: int) -> list[
     return found
 
 
-def plot(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
+def plot(path: Path, rows: Sequence[dict[str, Any]], machines: Sequence[dict[str, Any]]) -> None:
     """Time and memory against what grows, both on logarithmic axes."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
     axes_ = [axis for axis in AXES if any(axis in row for row in rows)]
     figure = Figure(figsize=(5.5 * len(axes_), 8), layout="constrained")
@@ -139,11 +140,22 @@ def plot(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
         for row, unit in zip(grid[:, column], ("ms", "MB at the peak"), strict=True):
             row.set(xscale="log", yscale="log", ylabel=unit)
             row.set_xticks(AXES[axis], [str(v) for v in AXES[axis]], minor=False)
-            row.minorticks_off()
+            row.yaxis.set(
+                major_locator=LogLocator(subs=(1, 2, 5)),
+                major_formatter=ScalarFormatter(),
+                minor_locator=NullLocator(),
+            )
+            row.xaxis.set_minor_locator(NullLocator())
             row.grid(alpha=0.3)
         grid[1, column].set_xlabel("frames" if axis == "frames" else "height and width")
         grid[0, column].legend(fontsize=8)
-    figure.suptitle(textwrap.fill(title, 150), fontsize=7)
+    titles = (
+        f"{m['date']}, {m['cpu']}, {m['threads']} threads, PyTorch {m['torch']}, "
+        f"Python {m['python']}"
+        for m in machines
+    )
+    lines = [textwrap.fill(title, 150) for title in dict.fromkeys(titles)]
+    figure.suptitle("\n".join(lines), fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
@@ -167,8 +179,12 @@ def main(
         raise SystemExit(f"--family: expected some of {names}, got {', '.join(sorted(unknown))}")
     if threads:
         torch.set_num_threads(threads)
-    rows = [row for path in also or () for row in json.loads(path.read_text())["rows"]]
-    where = machine(shlex.join(["python", "-m", "benchmarks.growth", *sys.argv[1:]]))
+    machines, rows = [], []
+    for path in also or ():
+        found = json.loads(path.read_text())
+        machines += found["machines"]
+        rows += found["rows"]
+    earlier = len(rows)
     for name in family or FAMILIES:
         values = [v for v in AXES[FAMILIES[name].axis] if most is None or v <= most]
         for row in measure(name, values, rounds) if values else ():
@@ -176,15 +192,13 @@ def main(
             time, peak = f"{row['seconds'] * 1e3:.1f} ms", f"{row['bytes'] / 1e6:.1f} MB"
             print(f"{row['model']:<24}{size:>12}{time:>12}{peak:>11}", flush=True)
             rows.append(row)
+    if len(rows) > earlier:
+        machines.append(machine(shlex.join(["python", "-m", "benchmarks.growth", *sys.argv[1:]])))
     if json_:
         json_.parent.mkdir(parents=True, exist_ok=True)
-        json_.write_text(json.dumps({"machine": where, "rows": rows}, indent=1) + "\n")
+        json_.write_text(json.dumps({"machines": machines, "rows": rows}, indent=1) + "\n")
     if plot_:
-        title = (
-            f"{where['date']}, {where['cpu']}, {where['threads']} threads, PyTorch "
-            f"{where['torch']}, Python {where['python']}, commit {where['commit']}"
-        )
-        plot(plot_, rows, title)
+        plot(plot_, rows, machines)
 
 
 if __name__ == "__main__":
