@@ -62,7 +62,8 @@ lint: .venv/tested
 
 # Microbenchmarks of every operator against its rivals.
 bench: .venv/measured build
-	$(BIN)/python -m pytest benchmarks --benchmark-only --override-ini testpaths=benchmarks
+	$(BIN)/python -m pytest benchmarks --benchmark-only --override-ini testpaths=benchmarks \
+		--benchmark-max-time 0.3 --benchmark-columns median,iqr,rounds
 
 # Everything on a GPU, with the Python that has PyTorch for it: make gpu PYTHON=python3 OUT=results
 gpu:
