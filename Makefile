@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(shell find csrc -type f) setup.py
 
-.PHONY: setup build demo test interpreted interpreted-oldest budgets lint bench gpu report clean
+.PHONY: setup build demo test interpreted interpreted-oldest budgets lint wheel wheel-test bench gpu report clean
 
 setup: .venv/installed
 build: .venv/built
@@ -25,6 +25,9 @@ build: .venv/built
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable
 .venv/tested: .venv/installed
 	$(INSTALL) ".[cli,test]"
+	touch $@ .venv/built
+.venv/packaged: .venv/installed
+	$(INSTALL) ".[cli,build]"
 	touch $@ .venv/built
 .venv/measured: .venv/tested
 	$(INSTALL) ".[cli,test,bench]"
@@ -59,6 +62,19 @@ budgets: .venv/tested build
 lint: .venv/tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# dist/: the sdist and the wheel of this machine; with UNIFORMER_KERNELS_CUDA=auto also for GPUs where
+# there is nvcc. The wheel is a manylinux one if auditwheel can tell of which; PyTorch's libraries
+# stay outside.
+wheel: .venv/packaged
+	rm -rf dist build/lib.* build/bdist.*
+	$(BIN)/python setup.py --quiet sdist bdist_wheel
+	$(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist \
+		dist/*-linux_*.whl && rm dist/*-linux_*.whl || echo "no manylinux tag: auditwheel declined"
+	ls -l dist
+
+wheel-test: wheel .venv/tested
+	$(BIN)/python -m pytest tests/packaging -m installs
 
 # Microbenchmarks of every operator against its rivals.
 bench: .venv/measured build

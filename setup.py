@@ -2,7 +2,11 @@
 
 ``_C.abi3.so``       the operators, on the LibTorch stable ABI: one file for every CPython >= 3.10
                      and torch >= 2.11.
-``_introspect``      build manifest and processor features, by pybind11, for this Python only.
+``_introspect``      processor features, by pybind11, for this Python only.
+``manifest.json``    what was built, and from what.
+
+Without a C++ compiler nothing is built: the wheel is pure Python, for any platform, and what it has
+is the reference and the Triton kernels.
 
 Variables: ``UNIFORMER_KERNELS_CUDA`` (whether to compile ``csrc/cuda``: ``0``, ``1``, which is an
 error without nvcc, or ``auto``, the default: where there is nvcc, and for a build in place a GPU
@@ -19,6 +23,7 @@ import shlex
 import shutil
 import subprocess
 import sysconfig
+import warnings
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -84,6 +89,26 @@ def torch_sees_a_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def compiler_command() -> list[str]:
+    """The C++ compiler, as the environment or this Python's own build names it."""
+    return shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
+
+
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler; a warning says what becomes of the package without."""
+    compiler = compiler_command()[0]
+    if shutil.which(compiler):
+        return True
+    if os.environ.get("UNIFORMER_KERNELS_CUDA") == "1":
+        raise SystemExit(f"UNIFORMER_KERNELS_CUDA=1: expected a C++ compiler, got no {compiler!r}")
+    warnings.warn(
+        f"no C++ compiler {compiler!r} (CXX names another): the CPU kernels are left out; "
+        "operators run in plain PyTorch, and on an NVIDIA GPU in Triton",
+        stacklevel=2,
+    )
+    return False
+
+
 def sets_of(kernel: Path) -> dict[str, list[str]]:
     """The instruction sets a kernel's source is compiled for, with their flags."""
     return INSTRUCTION_SETS | (BFLOAT16_SETS if kernel.stem in BFLOAT16_KERNELS else {})
@@ -117,35 +142,38 @@ class NinjaBuild(build_ext):
         # Not setuptools' own folder, which is fresh for every editable install: ninja resumes here.
         temporary = ROOT / "build" / sysconfig.get_config_var("SOABI")
         temporary.mkdir(parents=True, exist_ok=True)
-        self.write_manifest(temporary / "manifest.h", torch.__version__)
         self.write_ninja(temporary, Path(torch.__file__).parent)
         ninja = [shutil.which("ninja") or "ninja", "-C", str(temporary)]
         if jobs := os.environ.get("MAX_JOBS"):
             ninja += ["-j", jobs]
         subprocess.run(ninja, check=True)
+        manifest = json.dumps(self.manifest(torch.__version__), indent=2)
+        self.built("manifest.json").write_text(f"{manifest}\n")
 
-    def write_manifest(self, path: Path, torch_version: str) -> None:
-        manifest = {
+    def copy_extensions_to_source(self) -> None:
+        super().copy_extensions_to_source()
+        self.copy_file(self.built("manifest.json"), ROOT / "uniformer_kernels" / "manifest.json")
+
+    def built(self, name: str) -> Path:
+        """Where a file of the built package lies."""
+        return Path(self.build_lib).resolve() / "uniformer_kernels" / name
+
+    def manifest(self, torch_version: str) -> dict[str, object]:
+        return {
             "commit": commit(),
             "torch": torch_version,
             "torch_target": ".".join(map(str, TORCH_TARGET)),
-            "compiler": self.version_of(self.compiler_command())[0],
+            "compiler": self.version_of(compiler_command())[0],
             "cuda_architectures": CUDA_ARCHS if self.nvcc else [],
             "nvcc": self.nvcc and self.version_of([self.nvcc])[-1],
             "instruction_sets": [*INSTRUCTION_SETS, *BFLOAT16_SETS],
             "platform": f"{platform.system()} {platform.machine()}",
         }
-        text = f'#pragma once\n#define UK_MANIFEST R"json({json.dumps(manifest)})json"\n'
-        if not path.exists() or path.read_text() != text:
-            path.write_text(text)
 
     def version_of(self, compiler: list[str]) -> list[str]:
         command = [*compiler, "--version"]
         found = subprocess.run(command, capture_output=True, text=True, check=True)
         return found.stdout.splitlines()
-
-    def compiler_command(self) -> list[str]:
-        return shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
 
     def cuda_home(self) -> Path:
         """Where the CUDA toolkit lies; nvcc may be a wrapper far from it, but names its home."""
@@ -175,14 +203,14 @@ class NinjaBuild(build_ext):
             n = Writer(file)
             n.rule(
                 "compile",
-                shlex.join(self.compiler_command()) + " $flags -MF $out.d -c $in -o $out",
+                shlex.join(compiler_command()) + " $flags -MF $out.d -c $in -o $out",
                 depfile="$out.d",
                 deps="gcc",
                 description="compile $out",
             )
             n.rule(
                 "link",
-                shlex.join(self.compiler_command()) + " -shared $in -o $out $flags",
+                shlex.join(compiler_command()) + " -shared $in -o $out $flags",
                 description="link $out",
             )
 
@@ -230,7 +258,7 @@ class NinjaBuild(build_ext):
                 libtorch += [f"-L{folder}" for folder in folders]
                 libtorch += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
             n.build(
-                str(Path(self.get_ext_fullpath("uniformer_kernels._C")).resolve()),
+                str(self.built("_C.abi3.so")),
                 "link",
                 objects,
                 variables={"flags": shlex.join(libtorch)},
@@ -243,7 +271,7 @@ class NinjaBuild(build_ext):
             n.build(
                 str(Path(self.get_ext_fullpath("uniformer_kernels._introspect")).resolve()),
                 "link",
-                [compile_one(source, [*COMMON, *python, *include, f"-I{temporary}"])],
+                [compile_one(source, [*COMMON, *python, *include])],
             )
         for extension in self.extensions:
             Path(self.get_ext_fullpath(extension.name)).parent.mkdir(parents=True, exist_ok=True)
@@ -258,6 +286,9 @@ setup(
     ext_modules=[
         Extension("uniformer_kernels._C", sources=[], py_limited_api=True),
         Extension("uniformer_kernels._introspect", sources=[]),
-    ],
+    ]
+    if has_compiler()
+    else [],
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
     cmdclass={"build_ext": NinjaBuild},
 )

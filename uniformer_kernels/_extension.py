@@ -13,20 +13,24 @@ from .backends import chosen_backend
 
 try:
     from . import _introspect
-except ImportError:  # built for another Python, or not built: only the figures it tells are missing
+except ImportError:  # built for another Python, or not built: only what it tells is missing
     _introspect = None
 
 
 def manifest() -> dict[str, Any]:
-    """What the extension was built from and for; empty when that cannot be read."""
-    return json.loads(_introspect.manifest()) if _introspect else {}
+    """What the extension was built from and for; empty where there is none."""
+    path = Path(__file__).with_name("manifest.json")
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _load() -> str | None:
     """Register the compiled operators; the reason when there are none."""
     path = Path(__file__).with_name("_C.abi3.so")
     if not path.exists():
-        return "the extension is not built (run `make build`, or install a wheel)"
+        return (
+            "the extension is not built (run `make build`, or install a wheel of this platform: "
+            "what pip makes without a C++ compiler is pure Python)"
+        )
     try:
         torch.ops.load_library(path)
     except OSError as error:

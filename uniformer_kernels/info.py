@@ -96,7 +96,7 @@ def report() -> str:
             "platform": platform.platform(),
         },
     )
-    section("build", _extension.manifest() or {"extension": "no build manifest"})
+    section("build", _extension.manifest() or {"extension": "none"})
     if _extension.missing:
         section("extension", {"not loaded": _extension.missing})
     features: dict[str, Any] = {"name": processor(), "threads": torch.get_num_threads()}

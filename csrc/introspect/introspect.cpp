@@ -1,5 +1,5 @@
-// What was built and what runs it: free of torch, so that it answers when the operators cannot be
-// loaded.
+// What runs the kernels, and how calls are divided: free of torch, so that it answers when the
+// operators cannot be loaded.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -10,7 +10,6 @@
 #include "../common/depthwise_conv_plan.h"
 #include "../common/token_select_plan.h"
 #include "../cpu/cpu_features.h"
-#include "manifest.h"  // UK_MANIFEST, written by setup.py
 #include "multiply_adds.h"
 
 namespace {
@@ -89,8 +88,7 @@ pybind11::dict token_select_plan(int64_t N, int64_t C) {
 }  // namespace
 
 PYBIND11_MODULE(_introspect, m) {
-  m.doc() = "Build manifest, processor features and launch plans of uniformer_kernels.";
-  m.def("manifest", [] { return UK_MANIFEST; }, "The build manifest, as JSON.");
+  m.doc() = "Processor features and launch plans of uniformer_kernels.";
   m.def("cpu_features", &cpu_features, "Instruction-set extensions of this processor.");
   m.def("instruction_sets", &instruction_sets,
         "The compilations of the CPU kernels that this processor runs, the best one last.");

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MEAN, STD = 0.45, 0.225
-"""The official normalisation of videos, the same for all three channels."""
+from ..normalisation import MEAN, STD
 
 
 def normalise(frames: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..data.scene import write_video
-from ..data.transforms import MEAN, STD
 from ..engine.files import replacing
+from ..normalisation import MEAN, STD
 from .tokens import KeptTokens
 
 COLUMNS = 8

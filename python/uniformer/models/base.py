@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from uniformer_kernels.blocks import batch_norm, layer, layer_norm
 
-from ..data.transforms import MEAN, STD
 from ..features import FeatureInfo
 from ..layers import Stage, smallest_input
 from ..layers.basic import BATCH_NORM, classifier
+from ..normalisation import MEAN, STD
 from ..weights import CheckpointError
 
 DIMS = (64, 128, 320, 512)
