@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(shell find csrc -type f) setup.py
 
-.PHONY: setup build demo test interpreted interpreted-oldest budgets lint wheel wheel-test bench gpu report clean
+.PHONY: setup build demo test interpreted interpreted-oldest budgets lint docs wheel wheel-test bench gpu report clean
 
 setup: .venv/installed
 build: .venv/built
@@ -25,6 +25,9 @@ build: .venv/built
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable
 .venv/tested: .venv/installed
 	$(INSTALL) ".[cli,test]"
+	touch $@ .venv/built
+.venv/documented: .venv/installed
+	$(INSTALL) ".[cli,docs]"
 	touch $@ .venv/built
 .venv/packaged: .venv/installed
 	$(INSTALL) ".[cli,build]"
@@ -72,6 +75,10 @@ wheel: .venv/packaged
 	$(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist \
 		dist/*-linux_*.whl && rm dist/*-linux_*.whl || echo "no manylinux tag: auditwheel declined"
 	ls -l dist
+
+# build/site: the documentation as pages.
+docs: .venv/documented
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 wheel-test: wheel .venv/tested
 	$(BIN)/python -m pytest tests/packaging -m installs

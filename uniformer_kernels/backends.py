@@ -49,6 +49,9 @@ def use_backend(name: str) -> Iterator[None]:
     Holds for the calling thread; compiled functions follow the last choice of any thread, and are
     compiled again when it changes.
 
+    >>> with uk.use_backend("reference"):
+    ...     y = uk.layer_norm(torch.ones(2, 8))
+
     Args:
         name: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``.
 
@@ -150,6 +153,12 @@ class Operator:
 
 def explain(operator: str, *args: Any, **kwargs: Any) -> str:
     """Say which backend would serve a call and why the others would not.
+
+    >>> print(uk.explain("layer_norm", torch.ones(2, 8, device="meta")))
+    layer_norm:
+      cpu        declines: x is on meta
+      triton     declines: ...
+      reference  serves this call
 
     Args:
         operator: the operator's name, e.g. ``"depthwise_conv3d"``.

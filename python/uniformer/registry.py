@@ -28,7 +28,11 @@ def register(**models: dict[str, Any]) -> Callable[[type[nn.Module]], type[nn.Mo
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the models, sorted; ``pattern`` is a shell pattern, e.g. ``"*video*"``."""
+    """Names of the models, sorted; ``pattern`` is a shell pattern.
+
+    >>> uniformer.list_models("uniformer_dense_x*")
+    ['uniformer_dense_xs', 'uniformer_dense_xxs']
+    """
     return sorted(fnmatch.filter(_MODELS, pattern))
 
 
@@ -41,6 +45,10 @@ def create_model(
     **keywords: Any,
 ) -> nn.Module:
     """Build a model in training mode, float32, with the official initialisation.
+
+    >>> model = uniformer.create_model("uniformer_small", depths=(1, 1, 1, 1), num_classes=10)
+    >>> model(torch.randn(2, 3, 64, 64)).shape
+    torch.Size([2, 10])
 
     Args:
         name: one of ``list_models()``.

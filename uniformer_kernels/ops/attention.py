@@ -253,6 +253,9 @@ _joint_attention_with_score = Operator(
 def joint_attention(qkv: Tensor, num_heads: int, *, scale: float | None = None) -> Tensor:
     """Attend among all tokens of a clip: ``softmax(scale q kᵀ) v`` for every head (seeds' Eq. 7).
 
+    >>> uk.joint_attention(torch.randn(2, 1568, 3 * 320), num_heads=5).shape
+    torch.Size([2, 1568, 320])
+
     Args:
         qkv: ``[B, N, 3C]``, laid out ``[q | k | v]``, each head after head.
         num_heads: heads; ``C`` is a multiple of it.

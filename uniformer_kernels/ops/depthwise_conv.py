@@ -233,6 +233,10 @@ def depthwise_conv3d(
     (seeds' Eq. 2, 5); images have ``T = 1`` and ``kt = 1``. Plain PyTorch:
     ``F.conv3d(x.movedim(-1, 1), weight, bias, padding="same", groups=C).movedim(1, -1)``.
 
+    >>> weight = torch.ones(4, 1, 1, 3, 3)
+    >>> uk.depthwise_conv3d(torch.ones(1, 1, 3, 3, 4), weight)[0, 0, :, :, 0].tolist()
+    [[4.0, 6.0, 4.0], [6.0, 9.0, 6.0], [4.0, 6.0, 4.0]]
+
     Args:
         x: ``[B, T, H, W, C]``, any strides; contiguous is fastest.
         weight: ``[C, 1, kt, kh, kw]``, each kernel size odd, at most 7.
