@@ -65,6 +65,7 @@ budgets: .venv/tested build
 lint: .venv/tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # dist/: the sdist and the wheel of this machine; with UNIFORMER_KERNELS_CUDA=auto also for GPUs where
 # there is nvcc. The wheel is a manylinux one if auditwheel can tell of which; PyTorch's libraries
@@ -95,6 +96,7 @@ gpu:
 # The table of docs/performance.md.
 report: .venv/measured build
 	$(BIN)/python -m benchmarks.report --write-docs
+	$(BIN)/python -m benchmarks.picture
 
 clean:
 	rm -rf build dist .venv demo *.egg-info uniformer_kernels/*.so

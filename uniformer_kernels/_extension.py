@@ -12,7 +12,7 @@ import torch
 from .backends import chosen_backend
 
 try:
-    from . import _introspect
+    from . import _introspect  # type: ignore[attr-defined]
 except ImportError:  # built for another Python, or not built: only what it tells is missing
     _introspect = None
 

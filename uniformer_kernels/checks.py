@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,12 +69,12 @@ def apart(residual: Tensor | None, x: Tensor) -> Tensor | None:
     return residual.view_as(residual) if residual is x else residual
 
 
-def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     """The tensors in autocast's dtype where autocast is on for their device, as convolutions are.
 
     float64 tensors stay as they are, as in PyTorch.
     """
-    device = tensors[0].device.type
+    device = next(t.device.type for t in tensors if t is not None)
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)

@@ -88,7 +88,7 @@ def _fold_batch_norm(
     norm_bias: Tensor | None,
     count: int | None,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     *folded, found = reference.fold_batch_norm(
         weight, bias, mean, statistics, norm_weight, norm_bias, count=count, eps=eps
     )
@@ -114,7 +114,7 @@ def _patch_embed(
     padding: Sequence[int],
     eps: float,
     save: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     y = reference.patch_embed(x, weight, bias, stride=stride, padding=padding)
     nothing = y.new_empty(0), *(y.new_empty(0, dtype=torch.float32) for _ in range(2))
     if norm_weight is None:
@@ -177,7 +177,7 @@ def _pointwise_feed_forward(
     residual: Tensor,
     pw_weight: Tensor,
     pw_bias: Tensor | None,
-    *layers: Tensor | None,
+    *layers: Any,
 ) -> Tensor:
     r = reference.linear(x, pw_weight, pw_bias, residual=residual)
     return reference.feed_forward(r.to(x.dtype), *layers, residual=r)

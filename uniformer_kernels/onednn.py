@@ -76,7 +76,7 @@ def weight_gradient(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @register_fake("weight_gradient")
-def _fake_weight_gradient(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def _fake_weight_gradient(dy: Tensor, x: Tensor) -> tuple[Tensor, ...]:
     sizes = (dy.shape[1], x.shape[1]), (dy.shape[1],)
     return tuple(x.new_empty(size, dtype=torch.float32) for size in sizes)
 
@@ -121,7 +121,8 @@ def _product(
 ) -> Tensor:
     if bfloat16.multiplies(x.dtype):
         return bfloat16.linear(x, weight, bias, activation, residual)
-    fused = ("gelu", [], "none") if activation == "gelu" else ("none", [], "")
+    gelu = activation == "gelu"
+    fused: tuple[str, list, str] = ("gelu", [], "none") if gelu else ("none", [], "")
     if bias is not None:
         bias = bias.contiguous()
     y = torch.ops.mkldnn._linear_pointwise(_matrix(x), _matrix(weight), bias, *fused)
@@ -259,10 +260,10 @@ def _feed_forward_backward(
     activation: str,
     want_input: bool,
     want_weights: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     dx = x.new_empty(x.shape if want_input else 0)
     dx_rows = dx.view(-1, x.shape[-1]) if want_input else dx
-    sums = []
+    sums: list[Tensor] = []
     dy, x = rows(dy).to(x.dtype), rows(x)
     fc1_columns, fc2_columns = fc1_weight.t(), fc2_weight.t()
     if not bfloat16.multiplies(x.dtype):  # oneDNN would transpose them anew for every part
@@ -274,7 +275,7 @@ def _feed_forward_backward(
         if want_weights:
             gradients = [*weight_gradient(dz, x[part]), *weight_gradient(dy[part], hidden)]
             if sums:
-                torch._foreach_add_(sums, gradients)
+                torch._foreach_add_(tuple(sums), tuple(gradients))
             else:
                 sums = gradients
         if want_input:

@@ -85,19 +85,19 @@ def export(
                 program = program.run_decompositions(decompositions())
             write(program, inputs, unfinished)
         except Exception as error:  # exporters raise anything, and wrap it in advice
-            cause = error
+            cause: BaseException = error
             while cause.__cause__ is not None:
                 cause = cause.__cause__
             reason = str(cause).strip().splitlines() or [type(cause).__name__]
             raise ExportError(f"export: {format} failed: {reason[0]}") from error
-        error = _difference(model, read(unfinished), inputs, dynamic_batch)
-        if not error <= TOLERANCE:
+        off = _difference(model, read(unfinished), inputs, dynamic_batch)
+        if not off <= TOLERANCE:
             raise ExportError(
-                f"export: expected outputs within {TOLERANCE:g} of the model's, got {error:.1e} "
+                f"export: expected outputs within {TOLERANCE:g} of the model's, got {off:.1e} "
                 f"by {format}; '{path}' was not written"
             )
         os.replace(unfinished, path)
-    return error
+    return off
 
 
 def _shapes(dynamic_batch: bool) -> tuple | None:

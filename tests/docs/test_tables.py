@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 from uniformer.models.facts import FACTS
 
-from .tables import FAMILIES, PUBLIC, TABLES, with_tables
+import uniformer_kernels as uk
+from uniformer_kernels.backends import OPERATORS
+
+from .tables import DOCS, FAMILIES, PUBLIC, TABLES, with_tables
 
 
 @pytest.mark.parametrize("page", TABLES, ids=lambda page: page.name)
@@ -19,6 +23,12 @@ def test_the_page_is_fresh(page: Path) -> None:
 def test_every_model_belongs_to_one_family() -> None:
     for name in FACTS:
         assert sum(belongs(name) for belongs in FAMILIES.values()) == 1, name
+
+
+def test_every_operator_has_a_section() -> None:
+    text = (DOCS / "operators.md").read_text()
+    for name in sorted(set(OPERATORS) & set(uk.__all__)):
+        assert re.search(rf"^#+ .*\b{name}\b", text, re.MULTILINE), name
 
 
 @pytest.mark.parametrize("module", PUBLIC)

@@ -29,7 +29,11 @@ class Random:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.generator = torch.Generator().manual_seed(0)
-        self.options = {"generator": self.generator, "dtype": dtype, "device": "cpu"}
+        self.options: dict[str, Any] = {
+            "generator": self.generator,
+            "dtype": dtype,
+            "device": "cpu",
+        }
 
     def normal(self, *shape: int) -> Tensor:
         return torch.randn(shape, **self.options)

@@ -33,7 +33,8 @@ class Swapped:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """A generated class cannot be found by its name: it is generated again."""
-        rebuild, args, *state = super().__reduce_ex__(protocol)
+        reduced: Any = super().__reduce_ex__(protocol)
+        rebuild, args, *state = reduced
         if rebuild is copyreg.__newobj__ and args == (_generated(type(self)),):
             mixin, original = args[0].__bases__
             return _blank, (mixin, original), *state

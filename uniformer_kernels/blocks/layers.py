@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import ops
 from .parameters import Affine, BatchNorm, LayerNorm
 
-_PARAMETERS = {
+_PARAMETERS: dict[type[nn.Module], type[Affine | LayerNorm | BatchNorm]] = {
     nn.Linear: Affine,
     nn.Conv2d: Affine,
     nn.Conv3d: Affine,

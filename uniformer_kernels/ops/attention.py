@@ -139,7 +139,8 @@ def _kernel(backend: str, qkv: Tensor, num_heads: int, *, scale: float | None = 
 
 def _sdpa(qkv: Tensor, num_heads: int, *, scale: float | None = None) -> Tensor:
     """PyTorch's own kernels, with their own gradients."""
-    y = F.scaled_dot_product_attention(*heads(qkv, num_heads), scale=scale)
+    q, k, v = heads(qkv, num_heads)
+    y = F.scaled_dot_product_attention(q, k, v, scale=scale)
     return y.transpose(1, 2).flatten(2)
 
 

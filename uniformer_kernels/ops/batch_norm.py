@@ -177,7 +177,7 @@ def _fake_fold_backward(
     norm_bias: Tensor | None,
     count: int | None,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     return (
         weight.new_empty(weight.shape),
         statistics.new_empty(statistics.shape),

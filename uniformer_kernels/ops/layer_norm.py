@@ -129,9 +129,7 @@ def norm_declines(x: Tensor, *_: Any, **__: Any) -> str | None:
 
 
 @register_fake(_NAME)
-def _fake(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
     statistics = [x.new_empty(math.prod(x.shape[:-1]), dtype=torch.float32) for _ in range(2)]
     return x.new_empty(x.shape), *statistics
 

@@ -94,7 +94,7 @@ class _PatchEmbed(torch.autograd.Function):
             )
         dx = dweight = dbias = None
         if want_product:
-            dy, _, dbias = _before_activation(dy, None, "", x.dtype, True, False, want_bias)
+            dy, _residual, dbias = _before_activation(dy, None, "", x.dtype, True, False, want_bias)
         if want_weight:
             patches = _patches(x, weight.shape[2:], ctx.stride, ctx.padding)
             dweight = torch.mm(dy.t(), patches.reshape(dy.shape[0], weight[0].numel()))
@@ -150,10 +150,11 @@ def _fold_axis(patches: Tensor, axis: int, size: int, stride: int, padding: int)
     parts = -(-patches.shape[axis + 1] // stride)
     patches = _pad(patches, axis + 1, 0, parts * stride - patches.shape[axis + 1])
     patches = patches.unflatten(axis + 1, (parts, stride))
-    folded = sum(
+    first, *others = (
         _pad(part.flatten(axis, axis + 1), axis, before * stride, (parts - 1 - before) * stride)
         for before, part in enumerate(patches.unbind(axis + 1))
     )
+    folded = sum(others, first)
     return _pad(folded, axis, -padding, size + padding - folded.shape[axis])
 
 

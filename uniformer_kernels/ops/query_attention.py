@@ -154,7 +154,7 @@ def _triton_declines(
 
 
 @register_fake("normalised_pooling")
-def _fake(rows: Tensor, tokens: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake(rows: Tensor, tokens: Tensor, eps: float) -> tuple[Tensor, ...]:
     statistics = [rows.new_empty(tokens.shape[:2]) for _ in range(2)]
     return rows.new_empty(rows.shape), rows.new_empty(rows.shape[:2]), *statistics
 

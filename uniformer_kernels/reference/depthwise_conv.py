@@ -13,7 +13,7 @@ def depthwise_conv3d(
     """``conv3d(x, groups=C)`` with 'same' zero padding, on ``[B, T, H, W, C]``."""
     if x.dtype == torch.bfloat16 and x.device.type == "cpu":
         # oneDNN's bfloat16 weight gradient reads unwritten memory for kernels of five frames.
-        wide = [t if t is None else t.float() for t in (x, weight, bias)]
+        wide = x.float(), weight.float(), None if bias is None else bias.float()
         with torch.autocast("cpu", enabled=False):
             return depthwise_conv3d(*wide, residual=residual).to(x.dtype)
     padding = [k // 2 for k in weight.shape[2:]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -89,8 +89,13 @@ def evaluate(
                 )
         if not world.is_main:
             return
-    figures = {"model": model, "checkpoint": options.printable(checkpoint), "protocol": protocol}
-    figures |= {"views": views.summary(), **result.summary()}
+    figures: dict[str, Any] = {
+        "model": model,
+        "checkpoint": options.printable(checkpoint),
+        "protocol": protocol,
+        "views": views.summary(),
+        **result.summary(),
+    }
     for entry in figures["broken"]:
         entry["path"] = options.printable(entry["path"])
         entry["reason"] = entry["reason"].encode("utf-8", "replace").decode()

@@ -82,7 +82,7 @@ def load_model(
 
     model, report = model_from_checkpoint(checkpoint, model=name, keywords=parse_keywords(keywords))
     if labels is None:
-        return model.eval(), report.class_names and list(report.class_names)
+        return model.eval(), list(report.class_names) if report.class_names else None
     return model.eval(), read_labels(labels, model.num_classes)
 
 

@@ -44,6 +44,7 @@ class Augment:
     flip: float = 0.5
     erase: float = 0.25
     random: bool = field(default=True, init=False, repr=False)
+    _policy: RandAugment | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -107,7 +108,8 @@ def random_resized_crop(
     Returns:
         float32 ``[3, T, size, size]``.
     """
-    top, left, height, width = _crop_box(*frames.shape[1:3], area, aspect, generator)
+    H, W = frames.shape[1:3]
+    top, left, height, width = _crop_box(H, W, area, aspect, generator)
     clip = normalise(frames[:, top : top + height, left : left + width])
     return F.interpolate(clip, (size, size), mode="bilinear", align_corners=False)
 
@@ -136,8 +138,8 @@ def _draw_box(
     generator: torch.Generator | None,
 ) -> tuple[int, int]:
     """Height and width of a box with a share of ``pixels`` and a ratio of width to height."""
-    target = pixels * _uniform(*area, generator)
-    ratio = math.exp(_uniform(*map(math.log, aspect), generator))
+    target = pixels * _uniform(area[0], area[1], generator)
+    ratio = math.exp(_uniform(math.log(aspect[0]), math.log(aspect[1]), generator))
     return round(math.sqrt(target / ratio)), round(math.sqrt(target * ratio))
 
 

@@ -44,13 +44,13 @@ class Sample(NamedTuple):
 
     clips: Tensor
     label: int
-    index: int
+    index: int  # type: ignore[assignment]  # instead of the method of tuples
 
 
 class Broken(NamedTuple):
     """A video that gave no clip, and why."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     path: str
     reason: str
 

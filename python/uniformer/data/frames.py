@@ -14,7 +14,7 @@ from .video import VideoError
 try:
     from PIL import Image
 except ModuleNotFoundError:  # video files need no Pillow
-    Image = None
+    Image = None  # type: ignore[assignment]
 
 
 def decode_images(

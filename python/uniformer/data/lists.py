@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-SUFFIXES = (".asf", ".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg")
-SUFFIXES += (".mts", ".ogv", ".ts", ".webm", ".wmv")
+SUFFIXES = (
+    *(".asf", ".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"),
+    *(".mts", ".ogv", ".ts", ".webm", ".wmv"),
+)
 """How the names of video files in a tree of folders end."""
 
 TEMPLATE = "img_{:05d}.jpg"
@@ -117,7 +119,8 @@ def _read_list(
     separator: str | None,
     num_classes: int | None,
 ) -> list[Video]:
-    videos, first = [], {}
+    videos: list[Video] = []
+    first: dict[str, int] = {}
     for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
         if not (line := os.fsdecode(raw).strip()):
             continue

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 try:
     from PIL import Image, ImageEnhance, ImageOps
 except ModuleNotFoundError:  # models need no augmentation
-    Image = None
+    Image = None  # type: ignore[assignment]
 
 MOST = 10  # the largest magnitude
 APPLIED = 0.5  # probability that an operation that was drawn is carried out
@@ -75,7 +76,9 @@ class RandAugment:
             raise ValueError(
                 f"rand_augment: expected a string like 'rand-m7-n4-mstd0.5-inc1', got {text!r}"
             )
-        values = {KEYWORDS[match[1]]: float(match[2]) for match in found}
+        values: dict[str, Any] = {
+            KEYWORDS[match[1]]: float(match[2]) for match in found if match is not None
+        }
         for name, kind in (("layers", int), ("increasing", bool)):
             if name in values:
                 values[name] = kind(values[name])
@@ -167,7 +170,7 @@ def _move(axis: str, image: Image.Image, *, level: float, sign: int, **_: bool) 
     )
 
 
-OPERATIONS = {
+OPERATIONS: dict[str, Callable[..., Image.Image]] = {
     "auto contrast": _auto_contrast,
     "equalise": _equalise,
     "invert": _invert,

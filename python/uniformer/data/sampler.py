@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch.utils.data import Sampler
@@ -65,7 +65,7 @@ class ResumableSampler(Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         if self.training:
             generator = seeding.generator(self.seed, self.epoch)
-            order = torch.randperm(self.length, generator=generator).tolist()
+            order: Sequence[int] = torch.randperm(self.length, generator=generator).tolist()
         else:
             order = range(self.length)
         for position in self._mine()[self.start :]:

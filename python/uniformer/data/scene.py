@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
@@ -92,7 +93,8 @@ def write_video(path: str | os.PathLike, frames: Iterator[np.ndarray], *, fps: i
     with av.open(os.fspath(path), "w", format="mp4", options={"movflags": "faststart"}) as out:
         for frame in frames:
             if stream is None:
-                stream = out.add_stream(codec, rate=fps, options=options)
+                added = out.add_stream(codec, rate=fps, options=options)
+                stream = cast("av.VideoStream", added)
                 stream.height, stream.width = frame.shape[:2]
                 stream.pix_fmt = "yuv420p"
                 stream.thread_count = 1

@@ -18,7 +18,7 @@ from torch.utils.data import get_worker_info
 try:
     import av
 except ModuleNotFoundError:  # models need no videos
-    av = None
+    av = None  # type: ignore[assignment]
 
 # Containers with one video inside. FFmpeg also opens text (as ANSI art) and playlists, and a
 # playlist may name any other file or address: those are not videos here.
@@ -57,6 +57,7 @@ def _opened(path: str | bytes | os.PathLike) -> Iterator[tuple[str, av.VideoStre
                 stream.codec_context.thread_count = 1
             yield path, stream
     except (av.FFmpegError, OSError) as error:
+        came: object
         if os.path.getsize(path) == 0:
             came = "an empty file"
         elif isinstance(error, av.ArgumentError):  # what FFmpeg says of one not in CONTAINERS
@@ -69,7 +70,8 @@ def _opened(path: str | bytes | os.PathLike) -> Iterator[tuple[str, av.VideoStre
 def _packets(stream: av.VideoStream) -> Iterator[av.Packet]:
     """The packets up to the end, or to where a damaged file stops being readable."""
     try:
-        for packet in stream.container.demux(stream):
+        container: Any = stream.container  # one that is read
+        for packet in container.demux(stream):
             if packet.size:
                 yield packet
     except av.FFmpegError:
@@ -134,7 +136,7 @@ def decode(
         ValueError: ``indices`` is empty or has a negative number.
     """
     with _opened(path) as (name, stream):
-        packets = _packets(stream)
+        packets: Iterable[av.Packet] = _packets(stream)
         if callable(indices):
             packets = list(packets)
             indices = indices(_shown(name, stream, packets))
@@ -166,10 +168,11 @@ def _pick(name: str, frames: Iterator[av.VideoFrame], indices: list[int]) -> Ten
     """The frames at ``indices``."""
     wanted, last = set(indices), max(indices)
     kept: dict[int, np.ndarray] = {}
-    size: tuple[int, int] | None = None
+    size = (0, 0)
     count = 0
     for frame in frames:
-        size = size or (frame.width, frame.height)  # a stream may change its size on the way
+        if not count:  # a stream may change its size on the way
+            size = frame.width, frame.height
         if count in wanted:
             kept[count] = _rgb(frame, size)
         count += 1

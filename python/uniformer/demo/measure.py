@@ -48,7 +48,7 @@ def train(model: nn.Module, clip: Tensor) -> list[Tensor]:
     model.zero_grad()
     loss = F.cross_entropy(model(clip), torch.zeros(len(clip), dtype=torch.long))
     loss.backward()
-    return [loss.detach(), *(parameter.grad for parameter in model.parameters())]
+    return [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
 
 
 def compare(

@@ -104,8 +104,8 @@ def run_demo(
         begin("Training")
         # Two clips: behind the BatchNorm of one alone, the mean over its positions is always zero.
         batch = torch.cat([clips[0], clips[-1]])
-        jobs = [partial(train, model, batch)]
-        steps, training_seconds = compare(jobs, settings.training_rounds, advance)
+        step = partial(train, model, batch)
+        steps, training_seconds = compare([step], settings.training_rounds, advance)
         begin("Measuring memory")
         memory = {}
         for path in PATHS:

@@ -84,7 +84,8 @@ class Protocol:
 
     def summary(self) -> dict[str, Any]:
         """The values by name, as JSON has them."""
-        sampling = {"sampling": type(self.sampling).__name__.lower(), **asdict(self.sampling)}
+        chosen: Any = self.sampling  # a dataclass, whichever it is
+        sampling = {"sampling": type(chosen).__name__.lower(), **asdict(chosen)}
         return {**vars(self), **sampling}
 
     def dataset(self, videos: Sequence[Video]) -> VideoDataset:

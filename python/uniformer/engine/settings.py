@@ -229,9 +229,9 @@ def _check_keys(keys: typing.Iterable[str], where: str) -> None:
 def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """``over`` on top of ``under``; the model's keywords are merged one by one."""
     merged = {**under, **over}
-    parts = under.get("keywords"), over.get("keywords")
-    if all(isinstance(part, Mapping) for part in parts):
-        merged["keywords"] = {**parts[0], **parts[1]}
+    below, above = under.get("keywords"), over.get("keywords")
+    if isinstance(below, Mapping) and isinstance(above, Mapping):
+        merged["keywords"] = {**below, **above}
     return merged
 
 

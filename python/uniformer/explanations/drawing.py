@@ -29,9 +29,9 @@ def to_frames(clip: Tensor) -> np.ndarray:
 
 def overlay(frames: np.ndarray, heat: Tensor) -> np.ndarray:
     """Frames uint8 ``[T, H, W, 3]`` under heat ``[T, H, W]`` from 0 to 1, the hotter the denser."""
-    heat = heat.cpu().numpy()
-    colours = 255 * colormaps["turbo"](heat)[..., :3]
-    opacity = 0.15 + 0.5 * heat[..., None]
+    hot = heat.cpu().numpy()
+    colours = 255 * np.asarray(colormaps["turbo"](hot))[..., :3]
+    opacity = 0.15 + 0.5 * hot[..., None]
     return (frames * (1 - opacity) + colours * opacity).round().astype(np.uint8)
 
 

@@ -119,7 +119,7 @@ class LightBackbone(Backbone):
 
 def _through(
     stage: Stage, x: Tensor, score_token: Tensor, importance: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Any]:
     state = x, score_token, importance
     for block in stage.calls():
         state = block(*state)

@@ -109,7 +109,8 @@ def profile_blocks(
     step = _training_pass(model, x, dtype) if train else torch.no_grad()(lambda: model(x))
     kinds = {name: type(m).__name__ for name, m in model.named_modules() if isinstance(m, _BLOCKS)}
     order: dict[str, str] = {}
-    counting, clock = ([Traffic, Trace], CudaClock) if x.is_cuda else ([Traffic], Clock)
+    counting: list[type[Any]] = [Traffic, Trace] if x.is_cuda else [Traffic]
+    clock: type[Any] = CudaClock if x.is_cuda else Clock
     results: dict[tuple[str, type], list[dict[str, Any]]] = defaultdict(list)
     passes = [*itertools.product(counting + [clock] * rounds, PATHS)]
     for done, (make, path) in enumerate(passes, 1):

@@ -74,7 +74,8 @@ class Traffic(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.label, self.counts = REST, {}
+        self.label = REST
+        self.counts: dict[str, tuple[int, int]] = {}
 
     def mark(self, label: str) -> None:
         self.label = label

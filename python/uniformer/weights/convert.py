@@ -142,7 +142,8 @@ def model_from_checkpoint(
 
 def _recognise(found: Translation, seen: Mapping[str, Any], path: str | os.PathLike) -> str:
     """The one model with these weights; with more or less to it, if none has just these."""
-    exact, near = [], []
+    exact: list[str] = []
+    near: list[str] = []
     for name in list_models():
         taken = {key: value for key, value in seen.items() if key in model_keywords(name)}
         try:
