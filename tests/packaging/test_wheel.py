@@ -6,6 +6,7 @@ PyTorch is linked from here and the compiled kernels are those of `make build`, 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import sys
@@ -24,14 +25,22 @@ MOST_BYTES = 15e6
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("dist")
-    run(
-        *(sys.executable, "setup.py", "--quiet"),
-        *("build", "--build-base", folder / "build"),  # the tree's may hold files that are gone
-        *("sdist", "--dist-dir", folder, "bdist_wheel", "--dist-dir", folder),
-        **(os.environ | {"UNIFORMER_KERNELS_CUDA": "0"}),  # which would take minutes
-    )
-    return folder
+    """The folder of the sdist and the wheel; built once, by whichever process comes first."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with (folder / "dist.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "dist").exists():
+            new = folder / "new"
+            run(
+                *(sys.executable, "setup.py", "--quiet"),
+                *("build", "--build-base", folder / "build"),  # ours may hold files that are gone
+                *("sdist", "--dist-dir", new, "bdist_wheel", "--dist-dir", new),
+                **(os.environ | {"UNIFORMER_KERNELS_CUDA": "0"}),  # which would take minutes
+            )
+            new.rename(folder / "dist")
+    return folder / "dist"
 
 
 @pytest.fixture(scope="module")
