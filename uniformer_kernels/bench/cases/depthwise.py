@@ -176,6 +176,8 @@ def cases(batch: int) -> Iterator[Case]:
             needs=(),
             exact=_exact_first_half,
         )
+    for name, grid in _BLOCKS.items():
+        C, rows = grid[-1], batch * prod(grid[:-1])
         yield Case(
             "depthwise_feed_forward",
             name,

@@ -76,6 +76,7 @@ def cases(batch: int) -> Iterator[Case]:
                 "compiled": compiled(reference.token_shrink, **options),
             },
         )
+    for name, (N, C, keep) in SHAPES.items():
         yield Case(
             "token_recover",
             name,
