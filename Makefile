@@ -67,9 +67,8 @@ lint: .venv/tested
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# dist/: the sdist and the wheel of this machine; with UNIFORMER_KERNELS_CUDA=auto also for GPUs where
-# there is nvcc. The wheel is a manylinux one if auditwheel can tell of which; PyTorch's libraries
-# stay outside.
+# dist/: the sdist and the wheel of this machine, with the CUDA kernels where there is nvcc. It is a
+# manylinux wheel if auditwheel can tell of which; PyTorch's libraries stay outside.
 wheel: .venv/packaged
 	rm -rf dist build/lib.* build/bdist.*
 	$(BIN)/python setup.py --quiet sdist bdist_wheel
@@ -99,4 +98,4 @@ report: .venv/measured build
 	$(BIN)/python -m benchmarks.picture
 
 clean:
-	rm -rf build dist .venv demo *.egg-info uniformer_kernels/*.so
+	rm -rf build dist .venv demo *.egg-info uniformer_kernels/*.so uniformer_kernels/manifest.json

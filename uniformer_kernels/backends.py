@@ -157,6 +157,7 @@ def explain(operator: str, *args: Any, **kwargs: Any) -> str:
     >>> print(uk.explain("layer_norm", torch.ones(2, 8, device="meta")))
     layer_norm:
       cpu        declines: x is on meta
+      cuda       declines: ...
       triton     declines: ...
       reference  serves this call
 
