@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import sys
 import tarfile
@@ -101,7 +102,7 @@ def test_the_wheel_runs_with_torch_alone(wheel: Path, environment: Environment) 
     (introspect,) = environment.packages.glob("uniformer_kernels/_introspect*")
     introspect.unlink()  # as another version of Python sees it
     info = environment.info()
-    assert "torch_target      2.11" in info
+    assert re.search(r"torch_target +2\.11\n", info)
     assert "instruction_sets" in info
     assert "joint_attention                cpu   cpu" in info
 
