@@ -133,6 +133,25 @@ def test_buffers_take_turns_and_do_not_fit_the_cache() -> None:
     assert timing.copies(2**40) == 2
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the heap is glibc's")
+def test_freed_memory_is_kept() -> None:
+    """In a process of its own, whose heap it changes: a block comes back without new pages."""
+    code = """if True:
+        import resource, torch
+        from uniformer_kernels.bench import timing
+        def faults():
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            for _ in range(10):
+                torch.ones(2**22)
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        timing.keep_heap()
+        torch.ones(2**22)
+        print(faults())
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 4096  # pages of one block of 16 MiB; ten have ten times as many
+
+
 def test_against_needs_a_checkout(tmp_path: Path) -> None:
     with pytest.raises(against.RevisionError, match="expected a git checkout of the project"):
         against.resolve("HEAD", tmp_path)

@@ -51,7 +51,7 @@ def main(
     from rich.console import Console
     from rich.progress import Progress
 
-    from . import ceilings, roofline, table
+    from . import ceilings, roofline, table, timing
     from .cases import cases
     from .machine import machine
     from .measure import BACKWARD, PASSES, Setting, measure
@@ -66,6 +66,7 @@ def main(
         sys.exit(str(error))
     if not (found := [case for case in found if only in case.name]):
         sys.exit(f"--only: no case has {only!r} in its name")
+    timing.keep_heap()
     if threads:
         torch.set_num_threads(threads)
     todo = [

@@ -30,9 +30,11 @@ def _this_measuring() -> None:
 def _answers(questions: Iterable[str]) -> Iterator[dict[str, Any]]:
     import torch
 
+    from uniformer_kernels.bench import timing
     from uniformer_kernels.bench.cases import find
     from uniformer_kernels.bench.measure import BACKWARD, Setting, stopwatch
 
+    timing.keep_heap()
     watch = None
     for line in questions:
         if not (question := json.loads(line)):
