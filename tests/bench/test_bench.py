@@ -145,11 +145,11 @@ def test_freed_memory_is_kept() -> None:
                 torch.ones(2**22)
             return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
         timing.keep_heap()
-        torch.ones(2**22)
+        faults()
         print(faults())
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 4096  # pages of one block of 16 MiB; ten have ten times as many
+    assert int(done.stdout) < 4096  # what one block of 16 MiB has; ten anew have ten times that
 
 
 def test_against_needs_a_checkout(tmp_path: Path) -> None:
