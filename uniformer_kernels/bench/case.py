@@ -114,7 +114,7 @@ class Case:
         tensors = _leaves(self.inputs(dtype, device), self.differentiable() if backward else ())
         call = inspect.signature(getattr(uk, self.operator)).bind(**tensors, **self.options)
         operator = OPERATORS[self.operator]
-        serving = operator.automatic(*call.args, **call.kwargs)
+        serving = operator.automatic(*call.args, **call.kwargs) or REFERENCE
         # Triton on a CPU is its interpreter, which shows nothing by its time.
         others = operator.implementations.keys() - {serving, REFERENCE}
         others -= {"triton"} if device.type == "cpu" else set()
