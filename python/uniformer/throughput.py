@@ -42,7 +42,7 @@ def _published(*models: str) -> Iterator[Setting]:
                     yield Setting(name, facts.input_size, published.per_second, facts.keywords)
 
 
-_ABLATION = [  # the part of the tokens kept, images a second
+_ABLATION: list[tuple[dict[str, Any], int]] = [  # the part of the tokens kept, images a second
     ({"keep": 1.0}, 8342),
     ({"keep": 0.8}, 8452),
     ({"keep": 0.6}, 9094),

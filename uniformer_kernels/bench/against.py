@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich import box
 from rich.console import Console
@@ -43,7 +43,8 @@ class RevisionError(Exception):
 class Worker:
     """A process that measures one revision, sample by sample."""
 
-    process: subprocess.Popen[str]
+    questions: IO[str]
+    answers: IO[str]
 
     def ask(self, **question: Any) -> dict[str, Any]:
         """Its answer.
@@ -52,11 +53,11 @@ class Worker:
             RevisionError: it died.
         """
         try:
-            self.process.stdin.write(json.dumps(question) + "\n")
-            self.process.stdin.flush()
+            self.questions.write(json.dumps(question) + "\n")
+            self.questions.flush()
         except BrokenPipeError:
             pass  # what it said is in its error stream
-        if not (answer := self.process.stdout.readline()):
+        if not (answer := self.answers.readline()):
             raise RevisionError("a measuring process ended: see above")
         return json.loads(answer)
 
@@ -173,8 +174,10 @@ def _worker(tree: Path, threads: int) -> Iterator[Worker]:
         text=True,
         env=os.environ | {"PYTHONPATH": path},
     )
+    assert process.stdin  # a pipe
+    assert process.stdout
     try:
-        yield Worker(process)
+        yield Worker(process.stdin, process.stdout)
     finally:
         process.stdin.close()
         process.stdout.close()

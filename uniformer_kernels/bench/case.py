@@ -109,7 +109,7 @@ class Case:
 
     def backends(
         self, dtype: torch.dtype, device: torch.device, *, backward: bool
-    ) -> tuple[str, list[str]]:
+    ) -> tuple[str | None, list[str]]:
         """Who serves the call, and which other kernels could if they were asked for."""
         tensors = _leaves(self.inputs(dtype, device), self.differentiable() if backward else ())
         call = inspect.signature(getattr(uk, self.operator)).bind(**tensors, **self.options)

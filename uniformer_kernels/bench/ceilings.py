@@ -52,7 +52,7 @@ class Ceilings:
             times[VECTOR] = work[VECTOR] / (self.fma / (2 if dtype == torch.float64 else 1))
         if MATRIX in work:
             times[MATRIX] = work[MATRIX] / self.matmul[name(dtype)]
-        bound = max(times, key=times.get)
+        bound = max(times, key=lambda unit: times[unit])
         return max(times[COPY], times[VECTOR] + times[MATRIX]), bound
 
     def json(self) -> dict[str, Any]:
@@ -103,5 +103,8 @@ def fma(device: torch.device) -> float | None:
 def _least(call: Callable[[], object], device: torch.device) -> float:
     """Seconds of the fastest round."""
     if device.type == "cuda":
-        return min(graphs.compare({"": lambda: call}, rounds=_ROUNDS, graph=False)[""].values)
+        found = graphs.compare({"": lambda: call}, rounds=_ROUNDS, graph=False)[""]
+        if isinstance(found, str):
+            raise RuntimeError(f"a ceiling cannot be measured: {found}")
+        return min(found.values)
     return min(timing.compare({"": call}, rounds=_ROUNDS, sample=0.02)[""].values)

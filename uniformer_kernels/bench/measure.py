@@ -105,7 +105,7 @@ def measure(
             names,
             pass_,
             name,
-            backend if name == OURS else name if name in others else "torch",
+            (backend or "") if name == OURS else name if name in others else "torch",
             bytes_,
             sum(work.values()),
         )
@@ -124,7 +124,11 @@ def measure(
         if isinstance(samples, str):
             row.refused = samples
             continue
-        row.seconds, row.quartiles, row.rounds = samples.median, samples.quartiles, samples.values
+        row.seconds, row.quartiles, row.rounds = (
+            samples.median,
+            samples.quartiles,
+            [*samples.values],
+        )
         row.gb_per_s = bytes_ / row.seconds / 1e9
         row.gflop_per_s = row.flop / row.seconds / 1e9
         row.ceiling, row.bound = floor / row.seconds, bound

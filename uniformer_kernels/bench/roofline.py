@@ -40,7 +40,7 @@ def plot(path: Path, rows: Sequence[Row], ceilings: Ceilings, machine: dict[str,
         color = f"C{dtypes.index(row.dtype)}"
         axes.plot(
             row.flop / row.bytes,
-            row.gflop_per_s,
+            row.gflop_per_s or 0.0,
             _MARKERS[operators.index(row.operator) % len(_MARKERS)],
             color=color,
             mfc="none" if row.pass_ == BACKWARD else color,

@@ -47,7 +47,7 @@ def label(row: Row) -> str:
 
 
 def cells(row: Row) -> list[str]:
-    if row.seconds is None:
+    if row.seconds is None or row.quartiles is None:
         return []
     low, high = row.quartiles
     spread = (high - low) / row.seconds / 2

@@ -9,7 +9,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ def _this_measuring() -> None:
     spec = importlib.util.spec_from_file_location(
         "uniformer_kernels.bench", folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
+    assert spec  # there is such a file
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -35,9 +37,9 @@ def _answers(questions: Iterable[str]) -> Iterator[dict[str, Any]]:
     from uniformer_kernels.bench.measure import BACKWARD, Setting, stopwatch
 
     timing.keep_heap()
-    watch = None
+    watch: Callable[[], float] | None = None
     for line in questions:
-        if not (question := json.loads(line)):
+        if not (question := json.loads(line)) and watch:
             yield {"seconds": watch()}
             continue
         watch, refused = None, None  # lets the last case's buffers go

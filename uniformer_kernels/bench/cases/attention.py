@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,9 +43,9 @@ def _on_gpu(dtype: torch.dtype, device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def _sdpa_by(backend: SDPBackend, *qkv: Tensor) -> Tensor:
+def _sdpa_by(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     with sdpa_kernel(backend):
-        return F.scaled_dot_product_attention(*qkv)
+        return F.scaled_dot_product_attention(q, k, v)
 
 
 def _packed(num_heads: int, attend: plain.Attend) -> Callable[..., Tensor]:
@@ -109,6 +110,7 @@ def _multi_head(
 
 
 def cases(batch: int) -> Iterator[Case]:
+    options: dict[str, Any]
     for name, (N, C, heads) in JOINT.items():
         yield Case(
             "joint_attention",

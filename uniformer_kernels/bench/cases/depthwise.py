@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +52,7 @@ def _expanded(**tensors: Tensor) -> Tensors:
     return channels_last(**tensors) | {"weight": plain.dense(tensors["weight"])}
 
 
-def _restored(results: Results) -> Results:
+def _restored(results: Tensor | tuple[Tensor, ...]) -> Results:
     """Maps as the operators keep them."""
     if isinstance(results, Tensor):
         return results.movedim(1, -1)
@@ -121,7 +122,7 @@ def _exact_first_half(
 
 
 def _exact_second_half(
-    x: Tensor, residual: Tensor, dw_weight: Tensor, dw_bias: Tensor, **layers: Tensor
+    x: Tensor, residual: Tensor, dw_weight: Tensor, dw_bias: Tensor, **layers: Any
 ) -> Tensor:
     y = plain.taps(x, dw_weight, dw_bias)
     r = residual + F.linear(y, layers.pop("pw_weight"), layers.pop("pw_bias"))

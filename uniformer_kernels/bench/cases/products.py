@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import prod
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from ... import reference
-from ..case import MATRIX, Case, Rival, compiled
+from ..case import MATRIX, Case, Rival, Tensors, compiled
 from .depthwise import channels_first
 
 LINEAR = {  # rows of a clip, C_in, C_out, activation
@@ -30,7 +31,7 @@ _PATCHES = {  # grid, C_out, kernel, stride, padding
 }
 
 
-def _convolution(options: dict[str, tuple[int, ...]], rival_layout: object) -> Rival:
+def _convolution(options: dict[str, Any], rival_layout: Callable[..., Tensors]) -> Rival:
     """The official stem: a convolution, and its map as tokens for the norm."""
 
     def compute(
@@ -45,6 +46,7 @@ def _convolution(options: dict[str, tuple[int, ...]], rival_layout: object) -> R
 
 
 def cases(batch: int) -> Iterator[Case]:
+    options: dict[str, Any]
     for name, (rows, C_in, C_out, activation) in LINEAR.items():
         options = {"activation": activation}
         yield Case(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ def _shrink(x: Tensor, importance: Tensor, prefix: Tensor, *, keep: int) -> Resu
     return plain.token_shrink(x, importance, keep, prefix)
 
 
-def _shrink_restored(results: Results, *, keep: int) -> Results:
+def _shrink_restored(results: tuple[Tensor, ...], *, keep: int) -> Results:
     """The official order, most important first, as ours: by position."""
     z, _, _, position = results
     index, order = position[:, :keep].long().sort(1)
@@ -60,7 +61,7 @@ def _recover(
 
 def cases(batch: int) -> Iterator[Case]:
     for name, (N, C, keep) in SHAPES.items():
-        options = {"keep": keep}
+        options: dict[str, Any] = {"keep": keep}
         yield Case(
             "token_shrink",
             name,
