@@ -61,9 +61,13 @@ def shape_class(x: Tensor, weight: Tensor) -> str:
     return f"k{weight.shape[2]} {T}x{H}x{W} C{C}"
 
 
-@torch.compiler.assume_constant_result
 def _is_faster(device: torch.device, shape_class: str) -> bool:
     return tuning.row(device, TOEPLITZ, shape_class).get("faster", False)
+
+
+# All that torch.compiler.assume_constant_result does, but that imports the compiler, which takes
+# longer than everything else here.
+_is_faster._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def cannot_run(
