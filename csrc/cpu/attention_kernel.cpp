@@ -2,7 +2,7 @@
 //
 // Scores are kept transposed, [keys, queries]: the vector axis is the queries', so that maxima,
 // sums and rescaling are vertical, keys and values are read as single words, and every matrix
-// product of both passes is one small kernel, `product`.
+// product of both passes is one small kernel, `product`, or its kind for AMX's split float32.
 
 #include "attention_operands.h"
 #include "exponential.h"

@@ -1,5 +1,5 @@
 // The weight gradient of a linear layer.  A row of x is a vector of every sum it goes into, and a row
-// of dy holds the factors; in float32 nothing is transposed.
+// of dy holds the factors; without tiles nothing of float32 is transposed.
 
 #include "weight_gradient.h"
 #include "operand.h"

@@ -42,6 +42,7 @@ def hold(shape, num_heads, dtype=torch.float32, scale=None, qkv=None) -> None:
         ((1, 197, 64), 1),
         ((1, 7, 128), 1),
         ((1, 333, 8), 1),
+        ((1, 193, 66), 2),  # a query, a key and a channel more than whole tiles
     ],
     ids=str,
 )
@@ -141,6 +142,15 @@ def test_nan_stays_in_its_sample_and_head(start, spread, backend) -> None:
     channels = slice(11, 12) if start == 32 else slice(8, 16)
     want[1, rows, channels] = True
     assert torch.equal(bad, want)
+
+
+def test_infinity_stays_in_its_channel() -> None:
+    """Also where numbers are multiplied in parts, which infinity has none of."""
+    qkv = draw(2, 130, 48)  # two heads of eight channels
+    qkv[1, 40, 32 + 8 + 3] = torch.inf
+    want = reference.joint_attention(qkv, 2)
+    assert want[1, :, 11].isposinf().all()
+    torch.testing.assert_close(joint_attention(qkv, 2), want)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
