@@ -1,7 +1,7 @@
 """Plot two runs of the motion task, with kernels and without, from their logs.
 
-python -m uniformer train --recipe motion --data motion --out runs/kernels
-python -m uniformer train --recipe motion --data motion --out runs/plain --backend reference
+python -m uniformer train --data motion --out runs/kernels
+python -m uniformer train --data motion --out runs/plain --backend reference
 python -m benchmarks.motion runs/kernels/log.jsonl runs/plain/log.jsonl --out docs/motion.png
 """
 
