@@ -45,6 +45,8 @@ _LIBRARY.define(
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
+_FEW = 32  # rows of float32 whose products cost less than a weight's three parts of bfloat16
+
 # A private operator: without it everything still works, through F.linear.
 _HAS = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -119,7 +121,8 @@ def _product(
     activation: str = "",
     residual: Tensor | None = None,
 ) -> Tensor:
-    if bfloat16.multiplies(x.dtype):
+    few = x.dtype == torch.float32 and x.shape[0] <= _FEW
+    if bfloat16.multiplies(x.dtype) and not few:
         return bfloat16.linear(x, weight, bias, activation, residual)
     gelu = activation == "gelu"
     fused: tuple[str, list, str] = ("gelu", [], "none") if gelu else ("none", [], "")
