@@ -72,7 +72,7 @@ lint: .venv/tested
 wheel: .venv/packaged
 	rm -rf dist build/lib.* build/bdist.*
 	$(BIN)/python setup.py --quiet sdist bdist_wheel
-	$(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist \
+	PATH="$(abspath $(BIN)):$$PATH" auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist \
 		dist/*-linux_*.whl && rm dist/*-linux_*.whl || echo "no manylinux tag: auditwheel declined"
 	ls -l dist
 
