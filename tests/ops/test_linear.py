@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.contract import DTYPES, Function, check, draw, evaluate
-from uniformer_kernels import BackendError, bfloat16, feed_forward, linear, onednn, reference
+from uniformer_kernels import (
+    BackendError,
+    bfloat16,
+    feed_forward,
+    linear,
+    onednn,
+    patch_embed,
+    reference,
+)
 from uniformer_kernels.kernels import kernels
 
 SHAPES = [  # of x, and C_out
@@ -359,14 +367,16 @@ def test_infinities_are_pytorchs(sizes, value, dtype, backend) -> None:
         torch.testing.assert_close(got[finite], want[finite], rtol=tolerance, atol=tolerance)
 
 
-def test_every_magnitude_of_float32(backend) -> None:
-    """Up to the largest number, which bfloat16 would round to infinity."""
+@pytest.mark.parametrize("times", [1, 4])
+def test_every_magnitude_of_float32(times, backend) -> None:
+    """Up to the largest number, which bfloat16 would round to infinity; in few rows and in many."""
     most = torch.finfo(torch.float32).max
     x = torch.tensor([most, -most, 3.39e38, 3.3895e38, 2.0**127, 1e20, 1.0, 1e-20, 1e-30, 0.0])
+    x = x.repeat(times)
     for factor in (1.0, -1.0, 0.5, 2.0**-60):
         got = linear(x[:, None], torch.tensor([[factor]]))[:, 0]
         torch.testing.assert_close(got, x * factor, rtol=1e-6, atol=2.0**-126)
-    bits = torch.tensor([0x7FFFFFFF, 0x7F800001, 0x7FC00000, -1], dtype=torch.int32)
+    bits = torch.tensor([0x7FFFFFFF, 0x7F800001, 0x7FC00000, -1], dtype=torch.int32).repeat(10)
     assert linear(bits.view(torch.float32)[:, None], torch.ones(3, 1)).isnan().all()
 
 
@@ -462,3 +472,15 @@ def test_no_channels(backend) -> None:
     check(linear, reference.linear, inputs, reduction=8)
     inputs = {"x": x, "fc1_weight": empty, "fc1_bias": draw(0), "fc2_weight": draw(5, 0)}
     check(feed_forward, reference.feed_forward, inputs | {"fc2_bias": draw(5)}, reduction=8)
+
+
+@pytest.mark.parametrize("operator", ["linear", "feed_forward", "patch_embed"])
+def test_a_norms_bias_alone_is_an_error(operator: str) -> None:
+    x, matrix = draw(1, 1, 2, 2, 8), draw(8, 8)
+    calls: dict[str, Function] = {
+        "linear": partial(linear, x, matrix),
+        "feed_forward": partial(feed_forward, x, matrix, None, matrix, None),
+        "patch_embed": partial(patch_embed, x, matrix.view(8, 8, 1, 1, 1), None, stride=(1, 1, 1)),
+    }
+    with pytest.raises(ValueError, match="norm_bias: expected norm_weight with it, got None"):
+        calls[operator](norm_bias=draw(8))

@@ -213,3 +213,21 @@ def test_a_convolution_with_holes_is_not_taken_for_one_without() -> None:
     plain = copy.deepcopy(block)
     plain.attn.register_forward_hook(lambda *_: None)
     torch.testing.assert_close(block(x), plain(x))
+
+
+@pytest.mark.parametrize("missing", ["weight", "bias"])
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_a_layer_norm_without_parameters_still_normalises(kind: str, missing: str) -> None:
+    make, shapes = BLOCKS[kind]
+    block, inputs = make().eval(), [torch.randn(shape) for shape in shapes]
+    plain = copy.deepcopy(block)
+    for name, module in list(plain.named_modules()):
+        if isinstance(module, nn.LayerNorm):
+            # As they start, the parameters do nothing.
+            bare = nn.LayerNorm(
+                module.normalized_shape, module.eps, missing != "weight", missing != "bias"
+            )
+            plain.set_submodule(name, bare)
+    got, want = (block_(*inputs) for block_ in (plain, block))
+    for one, other in zip(*(t if isinstance(t, tuple) else (t,) for t in (got, want)), strict=True):
+        torch.testing.assert_close(one, other)

@@ -80,7 +80,9 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether a convolution pads with zeros and has no holes."""
+    """Whether a LayerNorm has its parameters, and a convolution pads with zeros, without holes."""
+    if isinstance(module, nn.LayerNorm):  # to operators, no weight is no norm
+        return module.weight is not None and module.bias is not None
     return not isinstance(module, (nn.Conv2d, nn.Conv3d)) or (
         module.padding_mode == "zeros" and all(step == 1 for step in module.dilation)
     )

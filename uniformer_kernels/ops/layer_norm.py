@@ -109,7 +109,9 @@ def norm_backward(
 def check_norm(
     operator: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, prefix: str = ""
 ) -> None:
-    """Whether these are the parameters of a norm of ``x``."""
+    """Whether these are a norm's parameters; with a ``prefix`` it is there if its weight is."""
+    if prefix and weight is None and bias is not None:
+        raise ValueError(f"{operator}: {prefix}bias: expected {prefix}weight with it, got None")
     for name, vector in ((f"{prefix}weight", weight), (f"{prefix}bias", bias)):
         if vector is not None:
             checks.shape(operator, name, vector, [x.shape[-1]])

@@ -252,6 +252,8 @@ def patch_embed(
     for name, vector in (("bias", bias), ("norm_weight", norm_weight), ("norm_bias", norm_bias)):
         if vector is not None:
             checks.shape(_NAME, name, vector, [weight.shape[0]])
+    if norm_weight is None and norm_bias is not None:
+        raise ValueError(f"{_NAME}: norm_bias: expected norm_weight with it, got None")
     if len(stride) != 3 or min(stride) < 1:
         raise ValueError(f"{_NAME}: stride: expected three positive numbers, got {stride}")
     if len(padding) != 3 or min(padding) < 0:
