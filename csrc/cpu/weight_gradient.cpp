@@ -42,8 +42,8 @@ const WeightGradientKernels<float>& kernels() {
 #endif
 
 template <class S>
-std::tuple<Tensor, Tensor> compute(const Tensor& dy, const Tensor& x) {
-  const WeightGradientKernels<S>& kernel = kernels<S>();
+std::tuple<Tensor, Tensor> compute(const WeightGradientKernels<S>& kernel, const Tensor& dy,
+                                   const Tensor& x) {
   WeightGradientShape s = {};
   s.rows = dy.size(0), s.outputs = dy.size(1), s.inputs = x.size(1);
   s.dy_stride = dy.stride(0), s.x_stride = x.stride(0);
@@ -87,6 +87,19 @@ std::tuple<Tensor, Tensor> compute(const Tensor& dy, const Tensor& x) {
   return {dw, db};
 }
 
+bool has_nan(const Tensor& dw) {
+  const float* p = static_cast<const float*>(dw.const_data_ptr());
+  return std::any_of(p, p + dw.numel(), [](float v) { return v != v; });
+}
+
+// Split products give NaN for infinity times a number: then, without them.
+std::tuple<Tensor, Tensor> compute_float(const Tensor& dy, const Tensor& x) {
+  const WeightGradientKernels<float>&fastest = kernels<float>(),
+                             &exact = UK_KERNELS(weight_gradient_kernels, float);
+  const auto result = compute(fastest, dy, x);
+  return &fastest != &exact && has_nan(std::get<0>(result)) ? compute(exact, dy, x) : result;
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor> weight_gradient(const Tensor& dy, const Tensor& x) {
@@ -96,7 +109,7 @@ std::tuple<Tensor, Tensor> weight_gradient(const Tensor& dy, const Tensor& x) {
         "dy [N, C_out] and x [N, C_in], both of float32 or bfloat16");
   check((dy.stride(1) == 1 || dy.size(1) <= 1) && (x.stride(1) == 1 || x.size(1) <= 1),
         "rows with adjacent channels");
-  return type == ScalarType::Float ? compute<float>(dy, x) : compute<bf16>(dy, x);
+  return type == ScalarType::Float ? compute_float(dy, x) : compute(kernels<bf16>(), dy, x);
 }
 
 }  // namespace uk

@@ -45,6 +45,18 @@ def test_rows_apart(dtype: torch.dtype) -> None:
     torch.testing.assert_close(db, dy.float().sum(0))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")])
+def test_infinities_are_pytorchs(value: float, dtype: torch.dtype) -> None:
+    dy, x = draw(150, 40, dtype=dtype), draw(150, 70, dtype=dtype)
+    for bad in (x, dy):
+        kept = bad[77, 7].clone()
+        bad[77, 7] = value
+        dw, _ = weight_gradient(dy, x)
+        torch.testing.assert_close(dw, dy.float().t() @ x.float(), equal_nan=True)
+        bad[77, 7] = kept
+
+
 @pytest.mark.parametrize(("rows", "outputs", "inputs"), [(0, 3, 4), (3, 0, 4), (3, 4, 0)])
 def test_empty(rows: int, outputs: int, inputs: int) -> None:
     dw, db = weight_gradient(draw(rows, outputs), draw(rows, inputs))
