@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations
 from uniformer.layers import (
     ConvStem,
@@ -109,6 +110,17 @@ def test_hooks_fire_and_change_nothing(kind: str, part: str, training: bool) -> 
     if isinstance(module, (nn.Conv2d, nn.Conv3d)):  # channels first, as the official models call it
         assert seen[0][1] == module.in_channels
         assert len(seen[0]) == 2 + len(module.kernel_size)
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_global_hooks_fire_and_change_nothing(kind: str) -> None:
+    block, inputs = _block(kind)
+    expected = _step(copy.deepcopy(block), inputs)
+    seen: list[nn.Module] = []
+    handle = register_module_forward_hook(lambda m, args, y: seen.append(m))
+    with handle:
+        _same(_step(block, inputs), expected)
+    assert {block.get_submodule(part) for part in _parts(block)} <= set(seen)
 
 
 def test_a_hook_may_change_a_result() -> None:
