@@ -15,12 +15,13 @@ from rich.table import Table
 from .commands.bench import bench
 from .commands.evaluate import evaluate
 from .commands.export import export
-from .commands.options import CommandError
+from .commands.options import CommandError, explained
 from .commands.predict import predict
 from .commands.profile import profile
 from .commands.train import train
 from .commands.visualize import visualize
 from .data import VideoError, VideoListError
+from .engine.files import make_folder
 from .models.facts import FACTS
 from .registry import list_models
 from .weights import CheckpointError
@@ -46,6 +47,8 @@ def demo(
     """Classify a video and train on it, in plain PyTorch and on the kernels; compare both."""
     from .demo import Settings, run_demo  # matplotlib takes a while: not for the other commands
 
+    with explained():
+        make_folder(out)
     run_demo(video, checkpoint, out, Settings(num_classes=classes))
 
 

@@ -68,6 +68,14 @@ def test_a_run_from_end_to_end(tmp_path: Path) -> None:
         (["linear", "--pass", "back"], "--pass: expected one of forward, "),
         (["linear", "--only", "S stage 9"], "--only: no case has 'S stage 9' in its name"),
         (["linear", "--against", "no-such-revision"], "--against: expected "),
+        (
+            ["linear", "--against", "HEAD", "--plot", "a.png"],
+            "--plot: expected none with --against",
+        ),
+        (["linear", "--plot", "roof.gift"], "--plot: expected a name with .*png.*'roof.gift'"),
+        (["linear", "--plot", f"{__file__}/a.png"], "--plot: cannot write to .*test_bench.py'"),
+        (["linear", "--json", f"{__file__}/a.json"], "--json: cannot write to .*test_bench.py'"),
+        (["linear", "--json", "."], "--json: expected a file, got the folder '.'"),
     ],
 )
 def test_bad_input_is_explained(

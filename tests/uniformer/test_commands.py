@@ -101,6 +101,31 @@ def test_evaluate_maps_folders_to_classes_by_name(folder: Path, tmp_path: Path) 
     assert f"{figures['top1']:.2f} %" in shown
 
 
+@pytest.mark.parametrize("command", ["demo", "profile", "evaluate", "visualize"])
+def test_a_folder_is_made_before_the_work_for_it(
+    command: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*args: object, **options: object) -> None:
+        raise AssertionError("what it finds would be lost")
+
+    for name in (
+        "demo.run_demo",
+        "profiling.profile_blocks",
+        "engine.evaluation.evaluate",
+        "explanations.grad_cam",
+    ):
+        monkeypatch.setattr(f"uniformer.{name}", work)
+    video, weights = folder / "tree" / "walk" / "0.mp4", ("--checkpoint", folder / "m.safetensors")
+    typed = {
+        "demo": [video],
+        "profile": ["uniformer_xxs", "--input", "32x32"],
+        "evaluate": ["uniformer_video_xxs", *weights, "--data", folder / "tree", *VIEWS],
+        "visualize": [video, *weights, *VIEWS, "--class", 1],
+    }
+    message = fails(monkeypatch, command, *typed[command], "--out", folder / "empty.mp4" / "out")
+    assert message.startswith("uniformer: out: expected a folder to write to, got ")
+
+
 def test_evaluate_on_a_list(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = folder / "list.csv"
     listed.write_text("tree/walk/0.mp4,2\ntree/jump/1.mp4,0\n")

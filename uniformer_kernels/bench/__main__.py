@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -62,6 +63,9 @@ def main(
         passes = PASSES if pass_ == "both" else [_known("--pass", pass_, PASSES)]
         batch = batch or (16 if chosen.type == "cuda" else 1)
         found = list(cases(op, batch=batch))
+        _check_plot(plot, against)
+        for option, path in {"--plot": plot, "--json": json}.items():
+            _check_file(option, path)
     except ValueError as error:
         sys.exit(str(error))
     if not (found := [case for case in found if only in case.name]):
@@ -86,8 +90,6 @@ def main(
         except RevisionError as error:
             sys.exit(f"--against: {error}")
         return
-    if plot is not None and find_spec("matplotlib") is None:
-        sys.exit("--plot: matplotlib is missing: pip install 'uniformer-kernels[bench]'")
     console, rows = table.console(), []
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("ceilings", total=len(todo))
@@ -113,6 +115,34 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device: expected a GPU that PyTorch can use, found none")
     return device
+
+
+def _check_plot(plot: Path | None, against: str | None) -> None:
+    if plot is None:
+        return
+    if against is not None:
+        raise ValueError("--plot: expected none with --against, which draws no roofline")
+    if find_spec("matplotlib") is None:
+        raise ValueError("--plot: matplotlib is missing: pip install 'uniformer-kernels[bench]'")
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if plot.suffix[1:].lower() not in kinds:
+        raise ValueError(f"--plot: expected a name with .{', .'.join(kinds)}, got {str(plot)!r}")
+
+
+def _check_file(option: str, path: Path | None) -> None:
+    """Before the measuring, whose results would be lost."""
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"{option}: cannot write to {str(path.parent)!r}: {error}") from error
+    if path.is_dir():
+        raise ValueError(f"{option}: expected a file, got the folder {str(path)!r}")
 
 
 def _known(option: str, name: str, names: tuple[str, ...]) -> str:

@@ -1,11 +1,27 @@
-"""Files that are whole or not there."""
+"""Folders that can be written to, files that are whole or not there."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+
+def make_folder(out: Path) -> None:
+    """Make a folder that files can be written to: before the work whose results it is for.
+
+    Raises:
+        ValueError: it cannot be made, or nothing written to it.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        message = f"out: expected a folder to write to, got {str(out)!r}: {error}"
+        raise ValueError(message) from error
 
 
 @contextlib.contextmanager
