@@ -164,9 +164,44 @@ UK_INLINE const A* plain(const A* p) {
   return p;
 }
 
+#if defined(__AVX512F__)
+// The first `count` numbers, at most a vector of them; the others are zero, or stay as they are.
+UK_INLINE uint32_t first_lanes(int64_t count) { return (1u << count) - 1; }
+
+UK_INLINE vec<float> load_first(const float* p, int64_t count) {
+  return (vec<float>)_mm512_maskz_loadu_ps(first_lanes(count), p);
+}
+UK_INLINE vec<double> load_first(const double* p, int64_t count) {
+  return (vec<double>)_mm512_maskz_loadu_pd(first_lanes(count), p);
+}
+UK_INLINE vec<float> load_first(const bf16* p, int64_t count) {
+  const __m256i bits = _mm256_maskz_loadu_epi16(first_lanes(count), p);
+  return (vec<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+}
+UK_INLINE vec<float> load_first(const f16* p, int64_t count) {
+  return (vec<float>)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(count), p));
+}
+
+UK_INLINE void store_first(float* p, vec<float> v, int64_t count) {
+  _mm512_mask_storeu_ps(p, first_lanes(count), (__m512)v);
+}
+UK_INLINE void store_first(double* p, vec<double> v, int64_t count) {
+  _mm512_mask_storeu_pd(p, first_lanes(count), (__m512d)v);
+}
+template <class S>
+UK_INLINE void store_first(S* p, vec<float> v, int64_t count) {
+  S block[lanes_of<float>];
+  store(block, v);
+  _mm256_mask_storeu_epi16(p, first_lanes(count), load_bits<__m256i>(block));
+}
+#endif
+
 // The first `count` channels, `stride` elements apart; the others are zero.
 template <class A, class S>
 UK_INLINE vec<A> load_some(const S* p, int64_t count, int64_t stride) {
+#if defined(__AVX512F__)
+  if (stride == 1) return load_first(p, count);
+#endif
   S block[lanes_of<A>] = {};
   for (int64_t i = 0; i < count; ++i) block[i] = p[i * stride];
   return load(block);
@@ -174,9 +209,13 @@ UK_INLINE vec<A> load_some(const S* p, int64_t count, int64_t stride) {
 
 template <class A, class S>
 UK_INLINE void store_some(S* p, vec<A> v, int64_t count) {
+#if defined(__AVX512F__)
+  store_first(p, v, count);
+#else
   S block[lanes_of<A>];
   store(block, v);
   for (int64_t i = 0; i < count; ++i) p[i] = block[i];
+#endif
 }
 
 UK_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
