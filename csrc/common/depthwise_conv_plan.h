@@ -117,52 +117,93 @@ inline DepthwisePlan plan_forward(const DepthwiseSizes& s, int size, int shared_
   return p.shared <= shared_limit && p.grid <= kMostBlocks ? p : general_forward(s);
 }
 
-// As matrix products (toeplitz_kernel.cuh), a warp of a block has a channel, and a product eight tiles
-// of 4 x 4 outputs.  All frames of a chunk lie in shared memory.
+// As matrix products (toeplitz_kernel.cuh) of tiles of 4 x 4 outputs and their 8 x 8 inputs.  All
+// frames of a chunk lie in shared memory, channel by channel.
+constexpr int kToeplitzThreads = 512;
+constexpr int kMostFrames = 8;  // of a chunk
+constexpr int kMostDown = 4;    // tiles of a block
+// The convolution: a warp has a channel, and a product eight tiles.
 constexpr int kPlanes = 16;      // channels of a block
 constexpr int kColumns = 8;      // tiles of a product
 constexpr int kMostAcross = 7;   // tiles of a block side by side: 28 positions
-constexpr int kMostDown = 4;
-constexpr int kMostFrames = 8;   // of a chunk
 constexpr int kOutputs = kColumns * 16;         // of a product
 constexpr int kResultPitch = kPlanes / 2 + 1;   // words of a position's channels, other than banks
 constexpr int kShare = 112 * 1024;  // bytes, so that a multiprocessor of 228 KB has two blocks
+// Its weight gradient: two warps have a channel, half of the inputs each, and a product sixteen tiles.
+// The registers are a multiprocessor's, so its shared memory is the block's as well.
+constexpr int kGradientPlanes = 8;
+constexpr int kMostPairs = 5;  // of tiles of a block, half its columns apart
 
-// A plane is a channel of a frame with its surroundings; two numbers are a word.
-struct ToeplitzPlanes {
-  int rows, pitch, words;
-  constexpr explicit ToeplitzPlanes(const DepthwisePlan& p)
-      : rows(4 * p.tiles_down + 4),
-        pitch(2 * p.tiles_across + 2),
-        words(rows * pitch + 2) {}  // planes begin in other banks
+// How a channel of a frame lies in shared memory: rows of words that have two numbers each, `apart`
+// columns from one to the other and `step` from a word to the next.
+struct Plane {
+  int rows, pitch, around, step, apart;  // `around` rows and columns around the block's own
+  constexpr int words() const { return rows * pitch + 2; }  // the next begins in other banks
 };
+constexpr Plane toeplitz_plane(const DepthwisePlan& p) {
+  return {4 * p.tiles_down + 4, 2 * p.tiles_across + 2, 2, 2, 1};
+}
+constexpr Plane gradient_plane(const DepthwisePlan& p) {  // of x
+  return {4 * p.tiles_down + 4, 2 * p.tiles_across + 4, 2, 1, 2 * p.tiles_across};
+}
+constexpr Plane outer_gradient_plane(const DepthwisePlan& p) {  // of dy
+  return {4 * p.tiles_down, 2 * p.tiles_across, 0, 1, 2 * p.tiles_across};
+}
 
 constexpr bool has_toeplitz(const DepthwiseSizes& s) {
   return s.kh == 5 && s.kw == 5 && (s.kt == 1 || s.kt == 5);
 }
 
-// Of a forward call that has_toeplitz, in 16 bits, with channels to be read 16 bytes at once.
-inline DepthwisePlan plan_toeplitz(const DepthwiseSizes& s, int shared_limit) {
+// All but what shared memory decides: blocks of up to `most` times `unit` tiles side by side.
+inline DepthwisePlan toeplitz_blocks(const DepthwiseSizes& s, int channels, int most, int unit) {
   DepthwisePlan p{};
-  p.toeplitz = true;
+  p.tiled = p.toeplitz = true;
   p.columns = 4;
-  p.channels = kPlanes;
-  p.threads = kPlanes * 32;
-  p.channel_blocks = divide_up(s.C, kPlanes);
-  const int64_t across = divide_up(s.W, 4), down = divide_up(s.H, 4);
-  p.across = divide_up(across, kMostAcross);
-  p.tiles_across = static_cast<int>(divide_up(across, p.across));
+  p.channels = channels;
+  p.threads = kToeplitzThreads;
+  p.channel_blocks = divide_up(s.C, channels);
+  const int64_t units = divide_up(s.W, 4 * unit);
+  p.across = divide_up(units, most);
+  p.tiles_across = static_cast<int>(divide_up(units, p.across)) * unit;
   p.chunks = divide_up(s.T, kMostFrames);
   p.frames = divide_up(s.T, p.chunks);
   p.chunks = divide_up(s.T, p.frames);
+  return p;
+}
+
+// As many tiles below each other as leave what is asked for, bytes(p, frames of x), within the limit.
+template <class Bytes>
+void stack_tiles(const DepthwiseSizes& s, DepthwisePlan& p, int limit, Bytes bytes) {
   const int frames = static_cast<int>(std::min(p.frames + s.kt - 1, s.T));
   for (int most = kMostDown; most > 0; --most) {
-    p.down = divide_up(down, most);
-    p.tiles_down = static_cast<int>(divide_up(down, p.down));
-    p.shared = (2 * kOutputs * kResultPitch + frames * kPlanes * ToeplitzPlanes(p).words) * 4;
-    if (p.shared <= std::min(shared_limit, kShare)) break;
+    p.down = divide_up(divide_up(s.H, 4), most);
+    p.tiles_down = static_cast<int>(divide_up(divide_up(s.H, 4), p.down));
+    p.shared = bytes(p, frames);
+    if (p.shared <= limit) break;
   }
+}
+
+// Of calls that has_toeplitz, in 16 bits, with channels to be read 16 bytes at once.  They may ask for
+// more shared memory than there is: then another kernel has to serve.
+inline DepthwisePlan plan_toeplitz(const DepthwiseSizes& s, int shared_limit) {
+  DepthwisePlan p = toeplitz_blocks(s, kPlanes, kMostAcross, 1);
+  stack_tiles(s, p, std::min(shared_limit, kShare), [](const DepthwisePlan& p, int frames) {
+    const int results = 2 * kOutputs * kResultPitch, moments = 2 * p.threads;
+    return (results + moments + frames * kPlanes * toeplitz_plane(p).words()) * 4;
+  });
   p.parts = s.B * p.positions();
+  p.grid = p.parts * p.channel_blocks;
+  return p;
+}
+
+inline DepthwisePlan plan_toeplitz_weight_gradient(const DepthwiseSizes& s, int shared_limit) {
+  DepthwisePlan p = toeplitz_blocks(s, kGradientPlanes, kMostPairs, 2);
+  stack_tiles(s, p, shared_limit, [](const DepthwisePlan& p, int frames) {
+    const int outer = static_cast<int>(p.frames) * outer_gradient_plane(p).words();
+    const int staged = kGradientPlanes * (frames * gradient_plane(p).words() + outer);
+    return std::max(staged, kGradientPlanes * 16 * 64) * 4;  // or a frame of taps' sums
+  });
+  p.parts = std::clamp<int64_t>(kBlocks / p.channel_blocks, 1, s.B * p.positions());
   p.grid = p.parts * p.channel_blocks;
   return p;
 }

@@ -4,7 +4,7 @@
 #include <type_traits>
 
 #include "depthwise_conv_kernel.cuh"
-#include "toeplitz_kernel.cuh"
+#include "toeplitz_gradient_kernel.cuh"
 
 namespace uk::cuda {
 
@@ -38,6 +38,11 @@ void start_with(Launch launch, const Forward<S>& p) {
 
 template <class S, class Launch>
 void start_with(Launch launch, const WeightGradient<S>& p) {
+  if constexpr (sizeof(S) == 2) {
+    if (p.plan.toeplitz)
+      return launch(p.sizes.kt == 1 ? toeplitz_weight_gradient<S, 1> : toeplitz_weight_gradient<S, 5>,
+                    p);
+  }
   if (!p.plan.tiled) return launch(general_weight_gradient_kernel<S>, p);
   for_tile(p.sizes, p.plan,
            [&](auto K, auto COLUMNS) { launch(weight_gradient<S, K(), COLUMNS()>, p); });

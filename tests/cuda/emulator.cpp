@@ -79,7 +79,9 @@ void run(int64_t operation, const Request& r) {
   } else if (operation == kWeightGradient) {
     WeightGradient<S> p{};
     p.sizes = s;
-    p.plan = r.kernel == kGeneral ? general_weight_gradient(s) : plan_weight_gradient(s, sizeof(S), limit);
+    p.plan = r.kernel == kToeplitz  ? plan_toeplitz_weight_gradient(s, limit)
+             : r.kernel == kGeneral ? general_weight_gradient(s)
+                                    : plan_weight_gradient(s, sizeof(S), limit);
     p.dy = map_of(dy.at<S>(r.dy_offset), r.dy_stride, r.C);
     p.x = map_of(x.at<S>(r.x_offset), r.x_stride, r.C);
     const int64_t rows = s.taps() + 1;

@@ -5,28 +5,24 @@ What only a GPU can show, its scheduling and its instructions, is in tests/gpu.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.contract import draw, evaluate, within
-from tests.cuda.emulator import (
-    SANITIZED,
-    EmulationError,
-    Emulator,
-    barriers,
-    build,
-    changed,
-    kept_build,
+from tests.contract import draw, evaluate
+from tests.cuda.checks import (
+    DTYPES,
+    backwards,
+    notices_change,
+    notices_missing,
+    notices_nothing,
 )
+from tests.cuda.checks import hold_convolution as hold
+from tests.cuda.emulator import SANITIZED, EmulationError, Emulator, barriers, build, changed
 from uniformer_kernels import reference
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 CALLS = [  # shape, kernel: tiles of 7 and of 5 columns, one and more of everything
     ((1, 1, 1, 1, 1), (3, 3, 3)),
     ((2, 3, 5, 6, 17), (3, 3, 3)),  # odd channels: staged one by one
@@ -38,54 +34,6 @@ CALLS = [  # shape, kernel: tiles of 7 and of 5 columns, one and more of everyth
     ((1, 8, 4, 3, 8), (7, 3, 3)),
     ((1, 2, 3, 4, 5), (3, 5, 7)),  # no tiles
 ]
-
-
-@pytest.fixture(scope="session")
-def emulator() -> Emulator:
-    return kept_build("plain")
-
-
-@pytest.fixture(scope="session")
-def sanitized() -> Emulator:
-    return kept_build("sanitized", SANITIZED)
-
-
-def hold(
-    emulator: Emulator,
-    shape: tuple[int, ...],
-    kernel: tuple[int, ...],
-    dtype: torch.dtype,
-    layout: Callable[[Tensor], Tensor] = Tensor.contiguous,
-    *,
-    residual: bool = True,
-    **options: int | str,
-) -> None:
-    """Output, moments and every gradient of one call against the numerical contract."""
-    *positions, C = shape
-    inputs = {
-        "x": layout(draw(*shape, dtype=dtype)),
-        "weight": draw(C, 1, *kernel, dtype=dtype),
-        "bias": draw(2 * C, dtype=dtype)[::2],
-    }
-    dy, shift = layout(draw(*shape, dtype=dtype)), draw(C)
-    x, weight, bias = inputs.values()
-    y, moments = emulator.forward(
-        x, weight, bias, residual=residual, moments="by" not in options, shift=shift, **options
-    )
-    dx, _ = emulator.forward(dy, weight, residual=residual, flip=True, **options)
-    dw, db = emulator.weight_gradient(dy, x, weight, **options)
-    got = {"output": y, "x": dx, "weight": dw, "bias": db}
-
-    plain = partial(reference.depthwise_conv3d, residual=residual)
-    doubles = {name: t.double() for name, t in inputs.items()}
-    same = evaluate(plain, inputs, upstream=lambda _: dy)
-    exact = evaluate(plain, doubles, upstream=lambda _: dy.double())
-    reduction = max(torch.Size(positions).numel(), torch.Size(kernel).numel())
-    for name, want in exact.items():
-        within(name, got[name], [same[name]], want, reduction=reduction)
-    if moments.numel():
-        want = reference.moments(y.double(), shift=shift.double())
-        torch.testing.assert_close(moments.double(), want, rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -143,10 +91,10 @@ def test_order_of_threads_changes_nothing(emulator, dtype) -> None:
     """Bit for bit: no result depends on which thread comes first."""
     x, dy = draw(2, 4, 5, 9, 24, dtype=dtype), draw(2, 4, 5, 9, 24, dtype=dtype)
     weight = draw(24, 1, 3, 3, 3, dtype=dtype)
-    backwards = replace(emulator, environment={"UK_REVERSED": "1"})
+    other_order = backwards(emulator)
     for one, other in zip(
         (*emulator.forward(x, weight, moments=True), *emulator.weight_gradient(dy, x, weight)),
-        (*backwards.forward(x, weight, moments=True), *backwards.weight_gradient(dy, x, weight)),
+        (*other_order.forward(x, weight, moments=True), *other_order.weight_gradient(dy, x, weight)),
         strict=True,
     ):
         assert torch.equal(one, other)
@@ -180,9 +128,6 @@ def test_moments_of_rows(emulator, shifted_, dtype) -> None:
         torch.testing.assert_close(got.double(), want, rtol=4 * torch.finfo(dtype).eps, atol=1e-5)
 
 
-# Accesses beside an array, unaligned ones, and undefined behaviour
-
-
 @pytest.mark.parametrize(
     ("shape", "kernel", "dtype"),
     [
@@ -201,27 +146,22 @@ def test_sanitized(sanitized, shape, kernel, dtype) -> None:
 # The checks themselves
 
 
-def noticed(emulator: Emulator) -> bool:
-    """Whether calls that meet every barrier go wrong; they are right with the sources as they are.
+def checked(emulator: Emulator) -> None:
+    """Calls that meet every barrier.
 
     With one frame to a block, the moments are written where it lay; with more positions than
     blocks, a block of the weight gradient has one after another.
     """
-    kinds = [((1, 2, 5, 8, 8), (1, 3, 3)), ((1, 6, 5, 8, 8), (3, 3, 3))]
-    try:
-        for shape, kernel in kinds:
-            hold(emulator, shape, kernel, torch.float32)
-        hold(emulator, (1, 2, 5, 8, 8), (3, 3, 3), torch.float32, by="general")
-        many, weight = draw(17, 1, 5, 3, 512), draw(512, 1, 1, 3, 3)
-        dw, _ = emulator.weight_gradient(many, many, weight)
-        want = evaluate(
-            reference.depthwise_conv3d, {"x": many, "weight": weight}, upstream=lambda _: many
-        )
-        torch.testing.assert_close(dw, want["weight"], rtol=1e-4, atol=1e-3)
-        test_moments_of_rows(emulator, True, torch.float32)
-    except (AssertionError, EmulationError):
-        return True
-    return False
+    for shape, kernel in [((1, 2, 5, 8, 8), (1, 3, 3)), ((1, 6, 5, 8, 8), (3, 3, 3))]:
+        hold(emulator, shape, kernel, torch.float32)
+    hold(emulator, (1, 2, 5, 8, 8), (3, 3, 3), torch.float32, by="general")
+    many, weight = draw(17, 1, 5, 3, 512), draw(512, 1, 1, 3, 3)
+    dw, _ = emulator.weight_gradient(many, many, weight)
+    want = evaluate(
+        reference.depthwise_conv3d, {"x": many, "weight": weight}, upstream=lambda _: many
+    )
+    torch.testing.assert_close(dw, want["weight"], rtol=1e-4, atol=1e-3)
+    test_moments_of_rows(emulator, True, torch.float32)
 
 
 BARRIERS = barriers("depthwise_conv_kernel.cuh") + barriers("sums_kernel.cuh")
@@ -229,16 +169,12 @@ BARRIERS = barriers("depthwise_conv_kernel.cuh") + barriers("sums_kernel.cuh")
 
 def test_nothing_is_noticed_where_nothing_is_wrong(emulator) -> None:
     assert len(BARRIERS) >= 10
-    assert not noticed(emulator)
-    assert not noticed(replace(emulator, environment={"UK_REVERSED": "1"}))
+    assert notices_nothing(checked, emulator)
 
 
 @pytest.mark.parametrize("barrier", BARRIERS)
 def test_no_barrier_may_be_missing(emulator, barrier) -> None:
-    without = {"UK_SKIP_BARRIER": barrier}
-    assert noticed(replace(emulator, environment=without)) or noticed(
-        replace(emulator, environment=without | {"UK_REVERSED": "1"})
-    )
+    assert notices_missing(barrier, checked, emulator)
 
 
 @pytest.mark.parametrize(
@@ -252,8 +188,8 @@ def test_no_barrier_may_be_missing(emulator, barrier) -> None:
 )
 def test_wrong_sources_are_noticed(emulator, before, after, tmp_path: Path) -> None:
     """A halo that is off by one, a copy that is not awaited."""
-    sources = changed(tmp_path / "csrc", "depthwise_conv_kernel.cuh", before, after)
-    assert noticed(build(tmp_path / "build", (), sources, emulator, "depthwise_conv_kernel.float"))
+    file, compiled = "depthwise_conv_kernel.cuh", "depthwise_conv_kernel.float"
+    assert notices_change(checked, emulator, tmp_path, file, before, after, compiled=compiled)
 
 
 def test_reading_beside_the_map_is_noticed(sanitized, tmp_path: Path) -> None:

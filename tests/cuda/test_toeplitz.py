@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.contract import draw, evaluate, within
-from tests.cuda.emulator import (
-    SANITIZED,
-    EmulationError,
-    Emulator,
-    barriers,
-    build,
-    changed,
-    kept_build,
+from tests.contract import draw, evaluate
+from tests.cuda.checks import (
+    backwards,
+    hold_convolution,
+    notices_change,
+    notices_missing,
+    notices_nothing,
 )
+from tests.cuda.emulator import Emulator, barriers
 from uniformer_kernels import reference
 
 DTYPES = [torch.bfloat16, torch.float16]
@@ -28,111 +26,135 @@ CALLS = [  # shape, frames of the kernel
     ((1, 2, 17, 9, 16), 1),
     ((1, 9, 4, 30, 8), 5),  # two chunks of frames, two blocks across
     ((1, 4, 20, 28, 16), 5),  # 35 tiles, two blocks down
+    ((3, 1, 9, 41, 8), 1),  # two blocks across of the weight gradient
 ]
-
-
-@pytest.fixture(scope="session")
-def emulator() -> Emulator:
-    return kept_build("plain")
-
-
-@pytest.fixture(scope="session")
-def sanitized() -> Emulator:
-    return kept_build("sanitized", SANITIZED)
-
-
-def hold(
-    emulator: Emulator,
-    shape: tuple[int, ...],
-    frames: int,
-    dtype: torch.dtype,
-    *,
-    residual: bool = True,
-    flip: bool = False,
-    architecture: int = 90,
-) -> None:
-    """One call against the numerical contract."""
-    x, weight = draw(*shape, dtype=dtype), draw(shape[-1], 1, frames, 5, 5, dtype=dtype)
-    bias = draw(shape[-1], dtype=dtype)
-    options = {"residual": residual, "by": "toeplitz", "architecture": architecture}
-    got, _ = emulator.forward(x, weight, bias, flip=flip, **options)
-    taps = weight.flip(2, 3, 4) if flip else weight
-    inputs = {"x": x, "weight": taps, "bias": bias}
-    plain = partial(reference.depthwise_conv3d, residual=residual)
-    same = evaluate(plain, inputs, needs=())["output"]
-    exact = evaluate(plain, {n: t.double() for n, t in inputs.items()}, needs=())["output"]
-    within("output", got, [same], exact, reduction=weight[0].numel())
+MODELS = [56, 64, 112, 128]  # channels where their kernels have 5 x 5 taps
+hold = partial(hold_convolution, by="toeplitz")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("shape", "frames"), CALLS, ids=str)
-def test_values(emulator, shape, frames, dtype) -> None:
-    hold(emulator, shape, frames, dtype)
+def test_values_and_gradients(emulator, shape, frames, dtype) -> None:
+    hold(emulator, shape, (frames, 5, 5), dtype)
 
 
-def test_input_gradient_and_less_memory(emulator) -> None:
-    hold(emulator, (1, 3, 9, 10, 8), 5, torch.bfloat16, residual=False, flip=True)
-    hold(emulator, (1, 8, 13, 9, 8), 5, torch.bfloat16, architecture=86)
+@pytest.mark.parametrize("C", MODELS)
+def test_channels_of_the_models(emulator, C) -> None:
+    hold(emulator, (1, 2, 3, 5, C), (5, 5, 5), torch.bfloat16, residual=False)
+
+
+def test_less_memory(emulator) -> None:
+    """Of sm_86: fewer tiles a block."""
+    hold(emulator, (1, 8, 13, 9, 8), (5, 5, 5), torch.bfloat16, architecture=86)
+
+
+def within_more_channels(t: torch.Tensor) -> torch.Tensor:
+    room = torch.full((*t.shape[:-1], t.shape[-1] + 16), float("nan"), dtype=t.dtype)
+    return room[..., 8:-8].copy_(t)
+
+
+def test_strides(emulator) -> None:
+    hold(emulator, (2, 2, 5, 6, 16), (5, 5, 5), torch.bfloat16, within_more_channels)
+
+
+def integers(*shape: int, to: int, share: float = 1.0) -> torch.Tensor:
+    """Small ones, a share of which is not zero."""
+    drawn = torch.randint(-to, to + 1, shape).where(torch.rand(shape) < share, 0)
+    return drawn.to(torch.bfloat16)
 
 
 def test_every_tap_and_position(emulator) -> None:
     """Exactly: small integers, no product or sum of which is rounded."""
-    x = torch.randint(-4, 5, (1, 6, 9, 11, 8)).to(torch.bfloat16)
-    weight = torch.randint(-1, 2, (8, 1, 5, 5, 5)).to(torch.bfloat16)
-    x[torch.rand(x.shape) < 0.8] = 0  # sums stay below 256
+    x, weight = integers(1, 6, 9, 11, 8, to=4, share=0.2), integers(8, 1, 5, 5, 5, to=1)
+    dy = integers(1, 6, 9, 11, 8, to=1, share=0.2)
+    want = evaluate(
+        reference.depthwise_conv3d,
+        {"x": x.double(), "weight": weight.double(), "bias": torch.zeros(8).double()},
+        upstream=lambda _: dy.double(),
+    )
+    assert max(t.abs().max() for t in want.values()) <= 256
     got, _ = emulator.forward(x, weight, by="toeplitz")
-    want = reference.depthwise_conv3d(x.double(), weight.double(), None)
-    assert want.abs().max() <= 256
-    assert torch.equal(got.double(), want)
+    assert torch.equal(got.double(), want["output"])
+    dx, _ = emulator.forward(dy, weight, flip=True, by="toeplitz")
+    assert torch.equal(dx.double(), want["x"])
+    dw, db = emulator.weight_gradient(dy, x, weight, by="toeplitz")
+    assert torch.equal(dw.double(), want["weight"])
+    assert torch.equal(db.double(), want["bias"])
+
+
+def test_blocks_have_one_position_after_another(emulator) -> None:
+    """More of them than blocks: of 1024 channels there are two parts."""
+    x, dy = integers(3, 1, 4, 3, 1024, to=1), integers(3, 1, 4, 3, 1024, to=1)
+    weight = integers(1024, 1, 1, 5, 5, to=1)
+    inputs = {"x": x.double(), "weight": weight.double()}
+    want = evaluate(reference.depthwise_conv3d, inputs, upstream=lambda _: dy.double())
+    dw, db = emulator.weight_gradient(dy, x, weight, by="toeplitz")
+    assert torch.equal(dw.double(), want["weight"])
+    assert torch.equal(db.double(), dy.double().sum((0, 1, 2, 3)))
 
 
 def test_order_of_threads_changes_nothing(emulator) -> None:
-    x, weight = (draw(*s, dtype=torch.bfloat16) for s in ((1, 4, 9, 9, 24), (24, 1, 5, 5, 5)))
-    one, _ = emulator.forward(x, weight, by="toeplitz")
-    backwards = replace(emulator, environment={"UK_REVERSED": "1"})
-    assert torch.equal(one, backwards.forward(x, weight, by="toeplitz")[0])
+    """Bit for bit."""
+    x, dy = (draw(1, 4, 9, 9, 24, dtype=torch.bfloat16) for _ in range(2))
+    weight = draw(24, 1, 5, 5, 5, dtype=torch.bfloat16)
+
+    def results(emulator: Emulator) -> list[torch.Tensor]:
+        return [
+            *emulator.forward(x, weight, moments=True, by="toeplitz"),
+            *emulator.weight_gradient(dy, x, weight, by="toeplitz"),
+        ]
+
+    for one, other in zip(results(emulator), results(backwards(emulator)), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_sanitized(sanitized) -> None:
-    hold(sanitized, (2, 3, 5, 33, 24), 5, torch.bfloat16)
-    hold(sanitized, (1, 2, 7, 3, 8), 1, torch.float16)
+    hold(sanitized, (2, 3, 5, 33, 24), (5, 5, 5), torch.bfloat16)
+    hold(sanitized, (1, 2, 7, 3, 8), (1, 5, 5), torch.float16)
 
 
 # The checks themselves
 
+KERNELS = ["toeplitz_kernel.cuh", "toeplitz_gradient_kernel.cuh"]
+_OBJECT = "depthwise_conv_kernel.bf16"
 
-def noticed(emulator: Emulator) -> bool:
-    """Whether calls that meet every barrier go wrong."""
-    try:
-        for dtype in DTYPES:
-            hold(emulator, (1, 3, 13, 12, 16), 5, dtype)
-    except (AssertionError, EmulationError):
-        return True
-    return False
+
+def checked(emulator: Emulator) -> None:
+    """Calls that meet every barrier."""
+    hold(emulator, (1, 3, 13, 11, 16), (5, 5, 5), torch.bfloat16)
+    test_blocks_have_one_position_after_another(emulator)
 
 
 def test_nothing_is_noticed_where_nothing_is_wrong(emulator) -> None:
-    assert not noticed(emulator)
+    assert notices_nothing(checked, emulator)
 
 
-@pytest.mark.parametrize("barrier", barriers("toeplitz_kernel.cuh"))
+@pytest.mark.parametrize("barrier", [b for kernel in KERNELS for b in barriers(kernel)])
 def test_no_barrier_may_be_missing(emulator, barrier) -> None:
-    without = {"UK_SKIP_BARRIER": barrier}
-    assert noticed(replace(emulator, environment=without)) or noticed(
-        replace(emulator, environment=without | {"UK_REVERSED": "1"})
-    )
+    assert notices_missing(barrier, checked, emulator)
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
+    ("file", "before", "after"),
     [
-        ("a[1] = word(f, 2 * s - 2);", "a[1] = word(f, 2 * s - 1);"),
-        ("w = place.w - kTaps / 2 + 2 * pair;", "w = place.w - kTaps / 2 + 2 * pair + 1;"),
-        ("const int out = t - k + KT / 2;", "const int out = t - k + KT / 2 + 1;"),
-        ("min(first + lane / 4, tiles - 1)", "min(first + lane / 4 + 1, tiles - 1)"),
+        (0, "a[1] = word(f, 2 * s - 2);", "a[1] = word(f, 2 * s - 1);"),
+        (0, "place.w - plane.around +", "place.w - plane.around + 1 +"),
+        (0, "place.h - plane.around +", "place.h - plane.around - 1 +"),
+        (0, "const int out = t - k + KT / 2;", "const int out = t - k + KT / 2 + 1;"),
+        (0, "min(first + lane / 4, tiles - 1)", "min(first + lane / 4 + 1, tiles - 1)"),
+        (0, "place.w + w < s.W) {", "place.w + w <= s.W) {"),
+        (1, "output / kTile + tap / kTaps", "output / kTile + tap / kTaps + 1"),
+        (1, "output % kTile + tap % kTaps", "output % kTile - tap % kTaps + 4"),
+        (1, "next = t + KT / 2 - place.t", "next = t + KT / 2 - place.t + 1"),
+        (1, "inside[i] = word == own;", "inside[i] = true;"),
+        (1, "(row + above) * inner.pitch", "row * inner.pitch"),
+        (1, "bits = 4; bits < 32", "bits = 8; bits < 32"),
     ],
-    ids=["band", "column", "frame", "tile"],
+    ids=[
+        *("band", "column", "row", "frame", "tile", "moments"),
+        *("offset down", "offset across", "frame of dy", "words", "half", "bias"),
+    ],
 )
-def test_wrong_sources_are_noticed(emulator, before, after, tmp_path: Path) -> None:
-    sources = changed(tmp_path / "csrc", "toeplitz_kernel.cuh", before, after)
-    assert noticed(build(tmp_path / "build", (), sources, emulator, "depthwise_conv_kernel.bf16"))
+def test_wrong_sources_are_noticed(emulator, file, before, after, tmp_path: Path) -> None:
+    change = KERNELS[file], before, after
+    assert notices_change(checked, emulator, tmp_path, *change, compiled=_OBJECT)

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.contract import draw, evaluate, within
-from tests.cuda.emulator import (
-    SANITIZED,
-    EmulationError,
-    Emulator,
-    barriers,
-    build,
-    changed,
-    kept_build,
+from tests.contract import draw
+from tests.cuda.checks import (
+    DTYPES,
+    backwards,
+    compare,
+    notices_change,
+    notices_missing,
+    notices_nothing,
 )
+from tests.cuda.emulator import Emulator, barriers
 from uniformer_kernels import reference
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 CALLS = [  # shape, kept, in front of them
     ((2, 9, 12), 4, 1),
     ((1, 1, 1), 0, 0),
@@ -31,16 +29,6 @@ CALLS = [  # shape, kept, in front of them
     ((2, 300, 24), 150, 1),  # more than a thread each
     ((1, 70, 136), 33, 0),
 ]
-
-
-@pytest.fixture(scope="session")
-def emulator() -> Emulator:
-    return kept_build("plain")
-
-
-@pytest.fixture(scope="session")
-def sanitized() -> Emulator:
-    return kept_build("sanitized", SANITIZED)
 
 
 def hold(
@@ -69,7 +57,7 @@ def hold(
         front = None if prefix is None else prefix.to(x.dtype)
         return reference.token_shrink(x, importance, keep, prefix=front)[0]
 
-    compare(shrink, inputs, got, dtokens)
+    compare(shrink, inputs, got, dtokens, max(dtokens.shape[1:]))
 
     dy = layout(draw(*shape, dtype=dtype))
     dx, dkept, ddelta = emulator.token_recover_backward(dy, index)
@@ -79,17 +67,8 @@ def hold(
         {"x": x, "kept": kept, "delta": delta},
         {"output": y, "x": dx, "kept": dkept, "delta": ddelta},
         dy,
+        max(dy.shape[1:]),
     )
-
-
-def compare(
-    plain: Callable[..., Tensor], inputs: dict[str, Tensor], got: dict[str, Tensor], dy: Tensor
-) -> None:
-    doubles = {name: t.double() for name, t in inputs.items()}
-    same = evaluate(plain, inputs, upstream=lambda _: dy)
-    exact = evaluate(plain, doubles, upstream=lambda _: dy.double())
-    for name, want in exact.items():
-        within(name, got[name], [same[name]], want, reduction=max(dy.shape[1:]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -174,8 +153,7 @@ def test_order_of_threads_changes_nothing(emulator) -> None:
 
     x, dtokens = draw(2, 150, 72, dtype=torch.bfloat16), draw(2, 61, 72, dtype=torch.bfloat16)
     importance = torch.randint(20, (2, 150)) / 20
-    backwards = replace(emulator, environment={"UK_REVERSED": "1"})
-    for one, other in zip(results(emulator), results(backwards), strict=True):
+    for one, other in zip(results(emulator), results(backwards(emulator)), strict=True):
         assert torch.equal(one, other)
 
 
@@ -188,27 +166,19 @@ def test_sanitized(sanitized, dtype) -> None:
 # The checks themselves
 
 
-def noticed(emulator: Emulator) -> bool:
-    """Whether calls that meet every barrier go wrong."""
-    try:
-        hold(emulator, (1, 300, 72), 150, 1, torch.float32)
-        assert kept_of(emulator, [1.0] * 9, 4) == [0, 1, 2, 3]
-    except (AssertionError, EmulationError):
-        return True
-    return False
+def checked(emulator: Emulator) -> None:
+    """Calls that meet every barrier."""
+    hold(emulator, (1, 300, 72), 150, 1, torch.float32)
+    assert kept_of(emulator, [1.0] * 9, 4) == [0, 1, 2, 3]
 
 
 def test_nothing_is_noticed_where_nothing_is_wrong(emulator) -> None:
-    assert not noticed(emulator)
-    assert not noticed(replace(emulator, environment={"UK_REVERSED": "1"}))
+    assert notices_nothing(checked, emulator)
 
 
 @pytest.mark.parametrize("barrier", barriers("token_select_kernel.cuh"))
 def test_no_barrier_may_be_missing(emulator, barrier) -> None:
-    without = {"UK_SKIP_BARRIER": barrier}
-    assert noticed(replace(emulator, environment=without)) or noticed(
-        replace(emulator, environment=without | {"UK_REVERSED": "1"})
-    )
+    assert notices_missing(barrier, checked, emulator)
 
 
 @pytest.mark.parametrize(
@@ -225,5 +195,5 @@ def test_no_barrier_may_be_missing(emulator, barrier) -> None:
     ids=["one less of the equal ones", "one token less", "prefix sum", "sum of a warp"],
 )
 def test_wrong_sources_are_noticed(emulator, before, after, tmp_path: Path) -> None:
-    sources = changed(tmp_path / "csrc", "token_select_kernel.cuh", before, after)
-    assert noticed(build(tmp_path / "build", (), sources, emulator, "token_select_kernel.float"))
+    file, compiled = "token_select_kernel.cuh", "token_select_kernel.float"
+    assert notices_change(checked, emulator, tmp_path, file, before, after, compiled=compiled)
