@@ -5,14 +5,9 @@
 #include <torch/csrc/stable/library.h>
 
 #include "operators.h"
-#ifdef USE_CUDA
-#include "cuda/operators.h"
-#endif
 
 STABLE_TORCH_LIBRARY(uniformer_kernels, m) {
   m.def("depthwise_conv3d(Tensor x, Tensor weight, Tensor? bias, bool residual) -> Tensor");
-  // The same as matrix products on tensor cores, where kernel, dtype and layout allow it.
-  m.def("depthwise_conv3d_toeplitz(Tensor x, Tensor weight, Tensor? bias, bool residual) -> Tensor");
   // And the sums of y - shift and of its square over all but channels, [2, C].
   m.def(
       "depthwise_conv3d_with_moments(Tensor x, Tensor weight, Tensor? bias, bool residual, "
@@ -20,6 +15,14 @@ STABLE_TORCH_LIBRARY(uniformer_kernels, m) {
   // Gradients of x, weight and bias; those not wanted are empty.
   m.def(
       "depthwise_conv3d_backward(Tensor dy, Tensor x, Tensor weight, bool residual, "
+      "bool want_input, bool want_weight) -> (Tensor, Tensor, Tensor)");
+  // The same as matrix products on tensor cores, where kernel, dtype and layout allow it.
+  m.def("depthwise_conv3d_toeplitz(Tensor x, Tensor weight, Tensor? bias, bool residual) -> Tensor");
+  m.def(
+      "depthwise_conv3d_toeplitz_with_moments(Tensor x, Tensor weight, Tensor? bias, bool residual, "
+      "Tensor? shift) -> (Tensor, Tensor)");
+  m.def(
+      "depthwise_conv3d_toeplitz_backward(Tensor dy, Tensor x, Tensor weight, bool residual, "
       "bool want_input, bool want_weight) -> (Tensor, Tensor, Tensor)");
   // Attention [B, N, C], and log2 of the sums of exp2 of the scaled scores, [B, num_heads, N].
   m.def("joint_attention(Tensor qkv, int num_heads, float scale) -> (Tensor, Tensor)");
@@ -87,9 +90,13 @@ STABLE_TORCH_LIBRARY_IMPL(uniformer_kernels, CPU, m) {
 #ifdef USE_CUDA
 STABLE_TORCH_LIBRARY_IMPL(uniformer_kernels, CUDA, m) {
   m.impl("depthwise_conv3d", TORCH_BOX(&uk::cuda::depthwise_conv3d));
-  m.impl("depthwise_conv3d_toeplitz", TORCH_BOX(&uk::cuda::depthwise_conv3d_toeplitz));
   m.impl("depthwise_conv3d_with_moments", TORCH_BOX(&uk::cuda::depthwise_conv3d_with_moments));
   m.impl("depthwise_conv3d_backward", TORCH_BOX(&uk::cuda::depthwise_conv3d_backward));
+  m.impl("depthwise_conv3d_toeplitz", TORCH_BOX(&uk::cuda::depthwise_conv3d_toeplitz));
+  m.impl("depthwise_conv3d_toeplitz_with_moments",
+         TORCH_BOX(&uk::cuda::depthwise_conv3d_toeplitz_with_moments));
+  m.impl("depthwise_conv3d_toeplitz_backward",
+         TORCH_BOX(&uk::cuda::depthwise_conv3d_toeplitz_backward));
   m.impl("token_shrink", TORCH_BOX(&uk::cuda::token_shrink));
   m.impl("token_shrink_backward", TORCH_BOX(&uk::cuda::token_shrink_backward));
   m.impl("token_recover", TORCH_BOX(&uk::cuda::token_recover));

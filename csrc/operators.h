@@ -10,79 +10,89 @@
 
 namespace uk {
 
-torch::stable::Tensor depthwise_conv3d(const torch::stable::Tensor& x,
-                                       const torch::stable::Tensor& weight,
-                                       const std::optional<torch::stable::Tensor>& bias,
-                                       bool residual);
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
 
-std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor>
-depthwise_conv3d_backward(const torch::stable::Tensor& dy, const torch::stable::Tensor& x,
-                          const torch::stable::Tensor& weight, bool residual, bool want_input,
-                          bool want_weight);
+// What more than one device has, each in a namespace of its own.
+namespace signatures {
 
-std::tuple<torch::stable::Tensor, torch::stable::Tensor> joint_attention(
-    const torch::stable::Tensor& qkv, int64_t num_heads, double scale);
+using depthwise_conv3d = Tensor(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                                bool residual);
+using depthwise_conv3d_with_moments = std::tuple<Tensor, Tensor>(
+    const Tensor& x, const Tensor& weight, const OptionalTensor& bias, bool residual,
+    const OptionalTensor& shift);
+using depthwise_conv3d_backward = std::tuple<Tensor, Tensor, Tensor>(
+    const Tensor& dy, const Tensor& x, const Tensor& weight, bool residual, bool want_input,
+    bool want_weight);
+using token_shrink = std::tuple<Tensor, Tensor>(const Tensor& x, const Tensor& importance,
+                                                int64_t keep, const OptionalTensor& prefix);
+using token_shrink_backward = std::tuple<Tensor, Tensor>(const Tensor& dtokens, const Tensor& x,
+                                                         const Tensor& importance,
+                                                         const Tensor& index);
+using token_recover = Tensor(const Tensor& x, const Tensor& index, const Tensor& kept,
+                             const Tensor& delta);
+using token_recover_backward = std::tuple<Tensor, Tensor, Tensor>(const Tensor& dy,
+                                                                  const Tensor& index);
+using moments = Tensor(const Tensor& x, const OptionalTensor& shift);
+using moments_backward = Tensor(const OptionalTensor& dy, const Tensor& x,
+                                const OptionalTensor& shift, const Tensor& dmoments);
 
-torch::stable::Tensor joint_attention_backward(const torch::stable::Tensor& dout,
-                                               const torch::stable::Tensor& qkv,
-                                               const torch::stable::Tensor& out,
-                                               const torch::stable::Tensor& lse, int64_t num_heads,
-                                               double scale);
+}  // namespace signatures
 
-std::tuple<torch::stable::Tensor, torch::stable::Tensor> window_attention(
-    const torch::stable::Tensor& qkv, const torch::stable::Tensor& bias, int64_t num_heads,
-    int64_t columns, int64_t window_size, double scale);
+// On a processor.
+signatures::depthwise_conv3d depthwise_conv3d;
+signatures::depthwise_conv3d_backward depthwise_conv3d_backward;
+signatures::token_shrink token_shrink;
+signatures::token_shrink_backward token_shrink_backward;
+signatures::token_recover token_recover;
+signatures::token_recover_backward token_recover_backward;
+signatures::moments moments;
+signatures::moments_backward moments_backward;
 
-std::tuple<torch::stable::Tensor, torch::stable::Tensor> window_attention_backward(
-    const torch::stable::Tensor& dout, const torch::stable::Tensor& qkv,
-    const torch::stable::Tensor& bias, const torch::stable::Tensor& out,
-    const torch::stable::Tensor& lse, int64_t num_heads, int64_t columns, int64_t window_size,
-    double scale);
+std::tuple<Tensor, Tensor> joint_attention(const Tensor& qkv, int64_t num_heads, double scale);
 
-std::tuple<torch::stable::Tensor, torch::stable::Tensor> token_shrink(
-    const torch::stable::Tensor& x, const torch::stable::Tensor& importance, int64_t keep,
-    const std::optional<torch::stable::Tensor>& prefix);
+Tensor joint_attention_backward(const Tensor& dout, const Tensor& qkv, const Tensor& out,
+                                const Tensor& lse, int64_t num_heads, double scale);
 
-std::tuple<torch::stable::Tensor, torch::stable::Tensor> token_shrink_backward(
-    const torch::stable::Tensor& dtokens, const torch::stable::Tensor& x,
-    const torch::stable::Tensor& importance, const torch::stable::Tensor& index);
+std::tuple<Tensor, Tensor> window_attention(const Tensor& qkv, const Tensor& bias,
+                                            int64_t num_heads, int64_t columns,
+                                            int64_t window_size, double scale);
 
-torch::stable::Tensor token_recover(const torch::stable::Tensor& x,
-                                    const torch::stable::Tensor& index,
-                                    const torch::stable::Tensor& kept,
-                                    const torch::stable::Tensor& delta);
-
-std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor>
-token_recover_backward(const torch::stable::Tensor& dy, const torch::stable::Tensor& index);
+std::tuple<Tensor, Tensor> window_attention_backward(const Tensor& dout, const Tensor& qkv,
+                                                     const Tensor& bias, const Tensor& out,
+                                                     const Tensor& lse, int64_t num_heads,
+                                                     int64_t columns, int64_t window_size,
+                                                     double scale);
 
 // Whether bfloat16_linear and bfloat16_feed_forward take float32, too.
 bool multiplies_float32();
 
-torch::stable::Tensor bfloat16_linear(const torch::stable::Tensor& x,
-                                      const torch::stable::Tensor& weight,
-                                      const std::optional<torch::stable::Tensor>& bias,
-                                      const std::string& activation,
-                                      const std::optional<torch::stable::Tensor>& residual);
+Tensor bfloat16_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                       const std::string& activation, const OptionalTensor& residual);
 
-torch::stable::Tensor bfloat16_feed_forward(const torch::stable::Tensor& x,
-                                            const torch::stable::Tensor& fc1_weight,
-                                            const std::optional<torch::stable::Tensor>& fc1_bias,
-                                            const torch::stable::Tensor& fc2_weight,
-                                            const std::optional<torch::stable::Tensor>& fc2_bias,
-                                            const std::string& activation,
-                                            const std::optional<torch::stable::Tensor>& residual);
+Tensor bfloat16_feed_forward(const Tensor& x, const Tensor& fc1_weight,
+                             const OptionalTensor& fc1_bias, const Tensor& fc2_weight,
+                             const OptionalTensor& fc2_bias, const std::string& activation,
+                             const OptionalTensor& residual);
 
-void activation_backward_(torch::stable::Tensor& z, torch::stable::Tensor& dhidden, bool quick);
+void activation_backward_(Tensor& z, Tensor& dhidden, bool quick);
 
-std::tuple<torch::stable::Tensor, torch::stable::Tensor> weight_gradient(
-    const torch::stable::Tensor& dy, const torch::stable::Tensor& x);
+std::tuple<Tensor, Tensor> weight_gradient(const Tensor& dy, const Tensor& x);
 
-torch::stable::Tensor moments(const torch::stable::Tensor& x,
-                              const std::optional<torch::stable::Tensor>& shift);
+// On a GPU; as matrix products on tensor cores where kernel, dtype and layout allow it.
+namespace cuda {
 
-torch::stable::Tensor moments_backward(const std::optional<torch::stable::Tensor>& dy,
-                                       const torch::stable::Tensor& x,
-                                       const std::optional<torch::stable::Tensor>& shift,
-                                       const torch::stable::Tensor& dmoments);
+signatures::depthwise_conv3d depthwise_conv3d, depthwise_conv3d_toeplitz;
+signatures::depthwise_conv3d_with_moments depthwise_conv3d_with_moments,
+    depthwise_conv3d_toeplitz_with_moments;
+signatures::depthwise_conv3d_backward depthwise_conv3d_backward, depthwise_conv3d_toeplitz_backward;
+signatures::token_shrink token_shrink;
+signatures::token_shrink_backward token_shrink_backward;
+signatures::token_recover token_recover;
+signatures::token_recover_backward token_recover_backward;
+signatures::moments moments;
+signatures::moments_backward moments_backward;
+
+}  // namespace cuda
 
 }  // namespace uk

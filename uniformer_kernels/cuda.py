@@ -17,8 +17,11 @@ _BUILT = _extension.missing is None and torch._C._dispatch_has_kernel_for_dispat
 ARCHITECTURES: tuple[str, ...] = tuple(_extension.manifest().get("cuda_architectures", ()))
 """What they are compiled for, e.g. ``("80", "90a", "100")``; the last one as PTX, too."""
 TOEPLITZ = "depthwise_conv3d_toeplitz"
-"""A kernel, and its rows in the tuning table, which say where it is faster: none until a GPU has
-measured it."""
+TOEPLITZ_BACKWARD = f"{TOEPLITZ}_backward"
+"""Kernels, and their rows in the tuning table, which say where the convolution (so its input
+gradient) or its weight gradient is faster as matrix products: none until a GPU has measured it."""
+CONVOLUTIONS, TOKENS = "cuda_depthwise_conv3d", "cuda_tokens"
+"""Rows that say where all kernels here of such a call are faster than Triton's."""
 
 
 def declines(tensor: Tensor, name: str = "x") -> str | None:
@@ -39,16 +42,34 @@ def declines(tensor: Tensor, name: str = "x") -> str | None:
     return None
 
 
-def yields(tensor: Tensor, *_: Any, **__: Any) -> str | None:
+def convolution_yields(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> str | None:
+    return _yields(CONVOLUTIONS, x, convolution_class(x, weight))
+
+
+def tokens_yield(x: Tensor, *_: Any, **__: Any) -> str | None:
+    return _yields(TOKENS, x, token_class(x))
+
+
+def _yields(row: str, x: Tensor, shape_class: str) -> str | None:
     """Why a call goes to Triton's kernels unless these are asked for."""
-    if triton.declines(tensor):
+    if triton.declines(x) or _is_faster(x.device, row, shape_class):
         return None
-    return "triton's kernels go first until both are measured on a GPU"
+    return "triton's kernels go first where these are not measured to be faster"
 
 
-def prefers_products(x: Tensor, weight: Tensor) -> bool:
+def convolution_class(x: Tensor, weight: Tensor) -> str:
+    (_, T, H, W, C), (_, _, kt, kh, kw) = x.shape, weight.shape
+    return f"k{kt}x{kh}x{kw} {T}x{H}x{W} C{C} {8 * x.element_size()} bits"
+
+
+def token_class(x: Tensor) -> str:
+    _, N, C = x.shape
+    return f"N{N} C{C} {8 * x.element_size()} bits"
+
+
+def prefers_products(x: Tensor, weight: Tensor, kernel: str = TOEPLITZ) -> bool:
     """Whether a depthwise convolution is measured to be faster as matrix products."""
-    return allows_products(x, weight) and _is_faster(x.device, shape_class(x, weight))
+    return allows_products(x, weight) and _is_faster(x.device, kernel, shape_class(x, weight))
 
 
 def allows_products(x: Tensor, weight: Tensor) -> bool:
@@ -61,8 +82,8 @@ def shape_class(x: Tensor, weight: Tensor) -> str:
     return f"k{weight.shape[2]} {T}x{H}x{W} C{C}"
 
 
-def _is_faster(device: torch.device, shape_class: str) -> bool:
-    return tuning.row(device, TOEPLITZ, shape_class).get("faster", False)
+def _is_faster(device: torch.device, kernel: str, shape_class: str) -> bool:
+    return tuning.row(device, kernel, shape_class).get("faster", False)
 
 
 # All that torch.compiler.assume_constant_result does, but that imports the compiler, which takes

@@ -74,6 +74,13 @@ def _depthwise_conv3d_with_moments(
 
 
 @_decomposes
+def _depthwise_conv3d_toeplitz_with_moments(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool, shift: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return reference.depthwise_conv3d_with_moments(x, weight, bias, residual=residual, shift=shift)
+
+
+@_decomposes
 def _moments(x: Tensor, shift: Tensor | None) -> Tensor:
     return reference.moments(x, shift=shift)
 

@@ -57,6 +57,10 @@ _MULTIPLICATIONS: dict[str, Callable[[Any], int]] = {
     "depthwise_conv3d": lambda a: _taps(a.x, a.weight),
     "depthwise_conv3d_backward": lambda a: (a.want_input + a.want_weight) * _taps(a.x, a.weight),
     "depthwise_conv3d_toeplitz": lambda a: _taps(a.x, a.weight),
+    "depthwise_conv3d_toeplitz_backward": lambda a: (
+        (a.want_input + a.want_weight) * _taps(a.x, a.weight)
+    ),
+    "depthwise_conv3d_toeplitz_with_moments": lambda a: _taps(a.x, a.weight),
     "depthwise_conv3d_with_moments": lambda a: _taps(a.x, a.weight),
     "depthwise_feed_forward": lambda a: (
         _taps(a.x, a.dw_weight) + _rows(a.x, a.pw_weight, a.fc1_weight, a.fc2_weight)

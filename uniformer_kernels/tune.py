@@ -90,19 +90,66 @@ def tune(
     return rows
 
 
-def products(calls: Iterable[Call], device: torch.device, time: Timer) -> dict[str, tuning.Options]:
-    """The depthwise convolutions that CUDA kernels do faster on tensor cores, by shape class."""
-    rows: dict[str, tuning.Options] = {}
+def products(
+    calls: Iterable[Call], device: torch.device, time: Timer
+) -> dict[str, dict[str, tuning.Options]]:
+    """The convolutions and weight gradients that CUDA kernels do faster on tensor cores."""
+    rows: dict[str, dict[str, tuning.Options]] = {}
     for name, args in calls:
-        if name != "depthwise_conv3d" or not cuda.allows_products(*args[:2]):
+        if name == "depthwise_conv3d":
+            x, weight, twin = *args[:2], cuda.TOEPLITZ
+        elif name == "depthwise_conv3d_backward":
+            _, x, weight, *_ = args
+            args, twin = (*args[:4], False, True), cuda.TOEPLITZ_BACKWARD
+        else:
+            continue
+        if not cuda.allows_products(x, weight):
             continue
         args = tuple(_real(a, device) for a in args)
         if cuda.declines(args[0]):
             return {}
-        plain = partial(kernels("cuda").depthwise_conv3d, *args)
-        as_products = partial(getattr(kernels("cuda"), cuda.TOEPLITZ), *args)
+        plain = partial(getattr(kernels("cuda"), name), *args)
+        as_products = partial(getattr(kernels("cuda"), twin), *args)
         if _share(as_products, plain(), time, time(plain)) < _GAIN:
-            rows[cuda.shape_class(*args[:2])] = {"faster": True}
+            rows.setdefault(twin, {})[cuda.shape_class(x, weight)] = {"faster": True}
+    return rows
+
+
+# By operator of the Triton library, whose gradients' names end in _backward: the table's row, and
+# the class of a call with such arguments.
+_RIVALS: dict[str, tuple[str, Callable[[tuple[Any, ...]], str]]] = {
+    "depthwise_conv3d": (cuda.CONVOLUTIONS, lambda a: cuda.convolution_class(a[0], a[1])),
+    "depthwise_conv3d_backward": (cuda.CONVOLUTIONS, lambda a: cuda.convolution_class(a[1], a[2])),
+    "token_shrink": (cuda.TOKENS, lambda a: cuda.token_class(a[0])),
+    "token_shrink_backward": (cuda.TOKENS, lambda a: cuda.token_class(a[1])),
+    "token_recover": (cuda.TOKENS, lambda a: cuda.token_class(a[0])),
+    "token_recover_backward": (cuda.TOKENS, lambda a: cuda.token_class(a[0])),
+}
+
+
+def rivals(
+    calls: Iterable[Call], device: torch.device, time: Timer
+) -> dict[str, dict[str, tuning.Options]]:
+    """Where the CUDA kernels beat Triton's in every call of a class, gradients included."""
+    shares: dict[tuple[str, str], list[float]] = {}
+    for name, args in calls:
+        if name not in _RIVALS:
+            continue
+        row, classify = _RIVALS[name]
+        args = tuple(_real(a, device) for a in args)
+        if cuda.declines(args[0]):
+            continue
+        ours = [getattr(kernels("cuda"), name)]
+        if row == cuda.CONVOLUTIONS and args[0].dtype != torch.float32:
+            ours.append(getattr(kernels("cuda"), name.replace("conv3d", "conv3d_toeplitz")))
+        triton = partial(getattr(kernels("triton"), name), *args)
+        want, default = triton(), time(triton)
+        best = min(_share(partial(kernel, *args), want, time, default) for kernel in ours)
+        shares.setdefault((row, classify(args)), []).append(best)
+    rows: dict[str, dict[str, tuning.Options]] = {}
+    for (row, shape_class), found in shares.items():
+        if max(found) < _GAIN:
+            rows.setdefault(row, {})[shape_class] = {"faster": True}
     return rows
 
 
@@ -223,6 +270,11 @@ def _others(
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m uniformer_kernels.tune", description=__doc__)
     parser.add_argument("--batch", type=int, default=16, help="clips")
+    parser.add_argument(
+        "--winners",
+        action="store_true",
+        help="choose among kernels only, in a minute: tile sizes stay as the table has them",
+    )
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("expected a GPU that torch can use, found none")
@@ -233,10 +285,14 @@ def main() -> None:
         for call in calls_of(partial(operators, options.batch, dtype))
     ]
     time = partial(do_bench, return_mode="median")
-    rows = tune(calls, device, time)
-    if found := products(calls, device, time):
-        rows[cuda.TOEPLITZ] = found
-    tuning.rewrite(tuning.architecture(device), rows)
+    name = tuning.architecture(device)
+    if options.winners:
+        rows = {k: found for k, found in tuning.rows(name).items() if k in tuning.KERNELS}
+    else:
+        rows = tune(calls, device, time)
+        tuning.rewrite(name, rows)  # with which Triton's kernels are their best
+    rows |= products(calls, device, time) | rivals(calls, device, time)
+    tuning.rewrite(name, rows)
     for kernel, found in rows.items():
         for shape_class, choice in found.items():
             print(f"{kernel:<28}{shape_class:<24}{choice}")

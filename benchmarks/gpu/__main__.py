@@ -1,7 +1,8 @@
 """Build, check and measure on a GPU in one command: `python -m benchmarks.gpu`.
 
-Every stage is a process of its own with a limit on its time; one that fails or takes too long does
-not lose what the others found, as the result file is written anew after each.
+Every stage is a process of its own with a limit on its time; one that fails or takes too long
+loses neither what the others found nor its own rows so far. Stages may be run apart: what the same
+commit measured before on the same day stays in the result file.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import datetime
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,30 +21,48 @@ from pathlib import Path
 from typing import Any
 
 from uniformer_kernels.bench.machine import machine
+from uniformer_kernels.triton import tuning
 
 from . import document
 
 ROOT = Path(__file__).parents[2]
 _PYTHON = sys.executable
-_SMALL = "test_values_and_gradients"  # tests whose kernels the sanitizer watches
+_TESTS = [_PYTHON, "-m", "pytest", "-m", "gpu"]
+# Triton compiles for every test anew, one thread a process.
+_SIDE_BY_SIDE = ["--numprocesses=logical", "--maxprocesses=8", "--dist=worksteal"]
 
-_TESTS = [_PYTHON, "-m", "pytest", "-m", "gpu", "tests/gpu"]
+
+def _watched(tool: str) -> list[str]:
+    """Under compute-sanitizer: our CUDA C++ kernels, and no other."""
+    return [
+        *("compute-sanitizer", "--tool", tool, "--kernel-name", "kns=_ZN2uk4cuda"),
+        *("--error-exitcode", "1", *_TESTS, "-x"),
+        *("tests/gpu/test_depthwise_conv.py", "tests/gpu/test_tokens.py"),
+        *("-k", "(values or products or moments) and cuda"),
+    ]
+
 
 COMMANDS: dict[str, list[str]] = {
     "build": [_PYTHON, "setup.py", "--quiet", "build_ext", "--inplace"],
-    "check": _TESTS,
-    "sanitize": ["compute-sanitizer", "--error-exitcode", "1", *_TESTS, "-x", "-k", _SMALL],
+    "check": [*_TESTS, *_SIDE_BY_SIDE, "tests/gpu"],
+    "memory": _watched("memcheck"),
+    "races": _watched("racecheck"),
+    "winners": [_PYTHON, "-m", "uniformer_kernels.tune", "--winners"],
 }
-LIMITS = {  # seconds; 9 minutes together
-    "build": 60,
-    "compile": 120,
-    "ceilings": 15,
-    "operators": 90,
-    "launches": 25,
-    "models": 120,
-    "check": 70,
-    "sanitize": 40,
+LIMITS = {  # seconds at most; the first stages are what the others rest on
+    "build": 240,
+    "compile": 150,
+    "winners": 120,
+    "ceilings": 20,
+    "operators": 200,
+    "launches": 40,
+    "models": 200,
+    "check": 300,
+    "memory": 120,
+    "races": 150,
 }
+# Without PyTorch's cache a tensor ends where its memory does.
+_ENVIRONMENT = {"memory": {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}}
 
 
 def main() -> None:
@@ -55,8 +75,10 @@ def main() -> None:
         parser.error(f"stage: expected some of {', '.join(LIMITS)}, got {', '.join(unknown)}")
     if options.rows:
         (stage,) = options.stages
-        rows = import_module(f".{stage}", __package__).run()
-        options.rows.write_text(json.dumps(rows))
+        rows = []
+        for row in import_module(f".{stage}", __package__).run():
+            rows.append(row)
+            options.rows.write_text(json.dumps(rows))
     else:
         sys.exit(run([s for s in LIMITS if s in options.stages or not options.stages], options.out))
 
@@ -69,16 +91,19 @@ def run(stages: Sequence[str], out: Path) -> int:
     folder = out / gpu["gpu"].lower().replace(" ", "-")
     folder.mkdir(parents=True, exist_ok=True)
     result = folder / f"{datetime.date.today().isoformat()}-{commit}.json"
-    found: dict[str, Any] = {"machine": where, "stages": {}}
+    found: dict[str, Any] = json.loads(result.read_text()) if result.exists() else {"stages": {}}
+    found["machine"] = where
     # The CUDA kernels are compiled for this GPU alone, which takes a third of the time.
     os.environ.setdefault("UNIFORMER_KERNELS_CUDA_ARCHS", gpu["capability"].replace(".", ""))
     for stage in stages:
         found["stages"][stage] = _stage(stage, folder)
         result.write_text(json.dumps(found, indent=1) + "\n")
+        if stage == "winners":
+            shutil.copy(tuning.TABLE, folder)
     document.refresh(found)
     document.show(found)
     print(f"written to {result}")
-    return int(any(not stage["ok"] for stage in found["stages"].values()))
+    return int(any(not found["stages"][stage]["ok"] for stage in stages))
 
 
 def _gpu() -> dict[str, str]:
@@ -106,7 +131,9 @@ def _stage(stage: str, folder: Path) -> dict[str, Any]:
                 command,
                 cwd=ROOT,
                 # The latter lets cuBLAS run where tests ask for determinism.
-                env=os.environ | {"PYTHONPATH": path, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"},
+                env=os.environ
+                | {"PYTHONPATH": path, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+                | _ENVIRONMENT.get(stage, {}),
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 timeout=LIMITS[stage],

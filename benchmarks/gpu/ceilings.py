@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,11 +12,10 @@ from uniformer_kernels.bench.graphs import compare
 from .rows import OURS, row
 
 
-def run() -> list[dict[str, Any]]:
-    found = [_copy(2**29)]
+def run() -> Iterator[dict[str, Any]]:
+    yield _copy(2**29)
     for dtype in (torch.bfloat16, torch.float32):
-        found.append(_matmul(8192, dtype))
-    return found
+        yield _matmul(8192, dtype)
 
 
 def _copy(elements: int) -> dict[str, Any]:

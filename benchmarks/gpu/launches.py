@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -22,8 +22,7 @@ def kernels(call: Callable[[], object]) -> int:
     return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in trace.events())
 
 
-def run() -> list[dict[str, Any]]:
-    found = []
+def run() -> Iterator[dict[str, Any]]:
     for what, build in (("UniFormer-S 16×224", small), ("UniFormer-XXS 16×160", xxs)):
         modules, clips = on_gpu(*build(2))
         for name, module in modules.items():
@@ -31,7 +30,4 @@ def run() -> list[dict[str, Any]]:
             forward = kernels(inference({name: module}, clips)[name]())
             module.train()
             step = kernels(training({name: module}, clips)[name]())
-            found.append(
-                {"what": f"{what}, {name}", "forward_kernels": forward, "step_kernels": step}
-            )
-    return found
+            yield {"what": f"{what}, {name}", "forward_kernels": forward, "step_kernels": step}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -60,8 +60,7 @@ def loss(logits: Tensor | tuple[Tensor, Tensor], label: Tensor) -> Tensor:
     return sum(F.cross_entropy(one.float(), label) for one in logits) / 2
 
 
-def run() -> list[dict[str, Any]]:
-    found = []
+def run() -> Iterator[dict[str, Any]]:
     modules, clips = on_gpu(*small(16))
     best = modules.pop(SDPA)
 
@@ -72,7 +71,7 @@ def run() -> list[dict[str, Any]]:
             inference(evaluated | {SDPA: best.eval(), COMPILED: compiled}, clips), graph=graph
         )
         how = "as a graph" if graph else "from Python"
-        found.append(row(f"UniFormer-S 16×224 inference, batch 16 bf16, {how}", results))
+        yield row(f"UniFormer-S 16×224 inference, batch 16 bf16, {how}", results)
 
     steps = {name: m.train() for name, m in modules.items()}
     best.train()
@@ -83,7 +82,7 @@ def run() -> list[dict[str, Any]]:
         name: saved_bytes(lambda m=m, name=name: m(layout(name, clips)), m.parameters())
         for name, m in {**steps, SDPA: best}.items()
     }
-    found.append(row("UniFormer-S 16×224 training step, batch 16 bf16", results, saved_bytes=saved))
+    yield row("UniFormer-S 16×224 training step, batch 16 bf16", results, saved_bytes=saved)
     del modules, best, compiled, steps, evaluated, makes
     torch.cuda.empty_cache()
 
@@ -92,10 +91,9 @@ def run() -> list[dict[str, Any]]:
     for graph in (True, False):
         results = compare(inference(evaluated, clips), graph=graph)
         how = "as a graph" if graph else "from Python"
-        found.append(row(f"UniFormer-XXS 16×160 inference, batch 1 bf16, {how}", results))
+        yield row(f"UniFormer-XXS 16×160 inference, batch 1 bf16, {how}", results)
     modules, clips = on_gpu(*xxs(16))
     modules.pop(CHANNELS_LAST)
     steps = {name: m.train() for name, m in modules.items()}
     results = compare(training(steps, clips), rounds=10, graph=False)
-    found.append(row("UniFormer-XXS 16×160 training step, batch 16 bf16", results))
-    return found
+    yield row("UniFormer-XXS 16×160 training step, batch 16 bf16", results)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -91,16 +91,34 @@ def depthwise(k: int, shape: tuple[int, ...], dtype: str, *, backward: bool) -> 
         "cuDNN, channels-last": (plain.depthwise_conv3d, "cuDNN, channels-last"),
         "native, channels-first": (plain.depthwise_conv3d, "native, channels-first"),
     }
-    if k == 5 and dtype == "bf16" and not backward:
-        as_matrix_products = torch.ops.uniformer_kernels.depthwise_conv3d_toeplitz
-        function = partial(as_matrix_products, residual=False)
-        rivals["CUDA C++, tensor cores"] = (function, OURS)
     if C == 64 and not backward:
         rivals["dense, channels-last"] = (dense, "dense, channels-last")
-    return {
+    makes = {
         name: differentiated(function, partial(inputs, layout), backward)
         for name, (function, layout) in rivals.items()
     }
+    if k == 5 and dtype == "bf16":
+        makes["CUDA C++, tensor cores"] = matrix_products(partial(inputs, OURS), backward)
+    return makes
+
+
+def matrix_products(inputs: Callable[[], list[Tensor]], backward: bool) -> Make:
+    """By the kernels themselves, whatever the tuning table says of them."""
+    ours = torch.ops.uniformer_kernels
+
+    def make() -> Callable[[], object]:
+        x, weight, bias = inputs()
+        dy = torch.randn_like(x)
+
+        def call() -> object:
+            y = ours.depthwise_conv3d_toeplitz(x, weight, bias, False)
+            if not backward:
+                return y
+            return y, ours.depthwise_conv3d_toeplitz_backward(dy, x, weight, False, True, True)
+
+        return call
+
+    return make
 
 
 def attention(
@@ -159,8 +177,7 @@ def tokens(batch: int, N: int, C: int) -> dict[str, Make]:
     return {name: partial(make, chain) for name, chain in chains.items()}
 
 
-def run() -> list[dict[str, Any]]:
-    found = []
+def run() -> Iterator[dict[str, Any]]:
     for dtype, size in (("bf16", 2), ("fp32", 4)):
         for k, *grid in _DEPTHWISE:
             shape = (16, *grid)
@@ -169,14 +186,12 @@ def run() -> list[dict[str, Any]]:
                 what = f"depthwise k{k} {'×'.join(map(str, grid))} {dtype}, "
                 results = compare(depthwise(k, shape, dtype, backward=backward))
                 passes = 3 if backward else 1
-                found.append(
-                    row(
-                        what + ("forward + gradients" if backward else "forward"),
-                        results,
-                        against=("cuDNN, channels-last", "native, channels-first"),
-                        bytes_=(2 + 3 * backward) * elements * size,
-                        flops=2 * k**3 * elements * passes,
-                    )
+                yield row(
+                    what + ("forward + gradients" if backward else "forward"),
+                    results,
+                    against=("cuDNN, channels-last", "native, channels-first"),
+                    bytes_=(2 + 3 * backward) * elements * size,
+                    flops=2 * k**3 * elements * passes,
                 )
                 torch.cuda.empty_cache()
     for batch in (16, 1):
@@ -186,13 +201,12 @@ def run() -> list[dict[str, Any]]:
                 pass_ = "forward + gradients" if backward else "forward"
                 flops = batch * heads * 4 * N * N * d * (3.5 if backward else 1)
                 what = f"attention {N} × {heads} × {d}, batch {batch} bf16, {pass_}"
-                found.append(row(what, results, flops=flops))
+                yield row(what, results, flops=flops)
                 torch.cuda.empty_cache()
     for rows, C in _FEED_FORWARD:
         for backward in (False, True):
             results = compare(feed_forward(16 * rows, C, "bf16", backward=backward))
             pass_ = "forward + gradients" if backward else "forward"
             flops = 16 * rows * C * 4 * C * 4 * (3 if backward else 1)
-            found.append(row(f"feed-forward C = {C} bf16, {pass_}", results, flops=flops))
-    found.append(row("token_shrink + token_recover 800×224 bf16", compare(tokens(16, 800, 224))))
-    return found
+            yield row(f"feed-forward C = {C} bf16, {pass_}", results, flops=flops)
+    yield row("token_shrink + token_recover 800×224 bf16", compare(tokens(16, 800, 224)))

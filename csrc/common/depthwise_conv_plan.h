@@ -2,7 +2,7 @@
 //
 // Free of torch and CUDA: the host code, the kernels, the introspection module and the tests share
 // it.  Nothing depends on the number of multiprocessors, so that sums over blocks have an order
-// which the shape alone decides.
+// which the shape alone decides; for matrix products, the shape and a block's shared memory.
 #pragma once
 
 #include <algorithm>
@@ -73,6 +73,10 @@ inline bool has_tiles(const DepthwiseSizes& s) {
   return s.kh == s.kw && (s.kh == 1 || s.kh == 3 || s.kh == 5);
 }
 
+constexpr bool fits(const DepthwisePlan& p, int shared_limit) {
+  return p.shared <= shared_limit && p.grid <= kMostBlocks;
+}
+
 // What forward and weight gradient have in common; `size` is an element's.
 inline DepthwisePlan plan_tiles(const DepthwiseSizes& s, int size) {
   DepthwisePlan p{};
@@ -114,7 +118,7 @@ inline DepthwisePlan plan_forward(const DepthwiseSizes& s, int size, int shared_
   const int moments = p.threads * 4 * 4;  // every thread's sums, when all frames are done
   p.shared = std::max((kAhead + 1) * window_bytes(s.kh, p.columns, s.kh), moments) +
              s.taps() * weight_pitch(s.kh, size) * 4;
-  return p.shared <= shared_limit && p.grid <= kMostBlocks ? p : general_forward(s);
+  return fits(p, shared_limit) ? p : general_forward(s);
 }
 
 // As matrix products (toeplitz_kernel.cuh) of tiles of 4 x 4 outputs and their 8 x 8 inputs.  All
@@ -133,6 +137,7 @@ constexpr int kShare = 112 * 1024;  // bytes, so that a multiprocessor of 228 KB
 // The registers are a multiprocessor's, so its shared memory is the block's as well.
 constexpr int kGradientPlanes = 8;
 constexpr int kMostPairs = 5;  // of tiles of a block, half its columns apart
+static_assert(kToeplitzThreads == kPlanes * 32 && kToeplitzThreads == kGradientPlanes * 2 * 32);
 
 // How a channel of a frame lies in shared memory: rows of words that have two numbers each, `apart`
 // columns from one to the other and `step` from a word to the next.
@@ -232,7 +237,7 @@ inline DepthwisePlan plan_weight_gradient(const DepthwiseSizes& s, int size, int
   p.shared = std::max((kGradientAhead + 1) * window_bytes(s.kh, p.columns, s.kh) +
                           (kGradientAhead + s.kt) * window_bytes(s.kh, p.columns, 1),
                       sums);
-  return p.shared <= shared_limit ? p : general_weight_gradient(s);
+  return fits(p, shared_limit) ? p : general_weight_gradient(s);
 }
 
 // Bytes of shared memory a block may ask for.

@@ -2,17 +2,14 @@
 
 #include "depthwise_conv.h"
 
-#include <utility>
-
+#include "../operators.h"
 #include "host.h"
 #include "moments.h"
-#include "operators.h"
 
 namespace uk::cuda {
 namespace {
 
 using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 template <class S>
 Map<S> map_of(const Tensor& x) {
@@ -50,12 +47,24 @@ void check_channels(const Tensor& x, const Tensor& t, ScalarType type, const cha
          what);
 }
 
+// Which kernels a call asks for; matrix products serve where they can, tiles elsewhere.
+enum class By { tiles, products };
+
 template <class S>
-Forward<S> forward_of(const OnDevice& device, const Tensor& x, const Tensor& weight, Tensor& y) {
+bool has_products(const DepthwiseSizes& s, const Map<S>& x, const DepthwisePlan& p, int limit) {
+  return sizeof(S) == 2 && has_toeplitz(s) && x.vectors && fits(p, limit);
+}
+
+template <class S>
+Forward<S> forward_of(const OnDevice& device, const Tensor& x, const Tensor& weight, Tensor& y,
+                      By by) {
   Forward<S> p{};
   p.sizes = sizes_of(x, weight);
-  p.plan = plan_forward(p.sizes, sizeof(S), device.shared_limit());
   p.x = map_of<S>(x);
+  const int limit = device.shared_limit();
+  p.plan = plan_toeplitz(p.sizes, limit);
+  if (by == By::tiles || !has_products(p.sizes, p.x, p.plan, limit))
+    p.plan = plan_forward(p.sizes, sizeof(S), limit);
   p.weight = static_cast<const S*>(weight.const_data_ptr());
   const int axes[] = {0, 2, 3, 4};
   for (int i = 0; i < 4; ++i) p.weight_stride[i] = weight.stride(axes[i]);
@@ -64,49 +73,31 @@ Forward<S> forward_of(const OnDevice& device, const Tensor& x, const Tensor& wei
 }
 
 template <class S>
-void set_bias(Forward<S>& p, const std::optional<Tensor>& bias) {
+void set_bias(Forward<S>& p, const OptionalTensor& bias) {
   if (!bias) return;
   p.bias = static_cast<const S*>(bias->const_data_ptr());
   p.bias_stride = bias->stride(0);
 }
 
-// With `toeplitz` as matrix products, where those serve the call.
-Tensor convolve(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                bool residual, bool toeplitz) {
+Tensor convolve(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, bool residual,
+                By by) {
   check_call(x, weight);
   if (bias) check_channels(x, *bias, x.scalar_type(), "bias [C] of x's dtype, on its device");
   const OnDevice device(x);
   Tensor y = torch::stable::new_empty(x, x.sizes());
   if (y.numel() == 0) return y;
   dispatch(x.scalar_type(), [&](auto storage) {
-    auto p = forward_of<decltype(storage)>(device, x, weight, y);
+    auto p = forward_of<decltype(storage)>(device, x, weight, y, by);
     set_bias(p, bias);
     p.residual = residual;
-    if (toeplitz && sizeof(storage) == 2 && p.x.vectors && has_toeplitz(p.sizes)) {
-      const DepthwisePlan plan = plan_toeplitz(p.sizes, device.shared_limit());
-      if (plan.shared <= device.shared_limit() && plan.grid <= kMostBlocks) p.plan = plan;
-    }
     start(p, device.stream());
   });
   return y;
 }
 
-}  // namespace
-
-Tensor depthwise_conv3d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                        bool residual) {
-  return convolve(x, weight, bias, residual, false);
-}
-
-Tensor depthwise_conv3d_toeplitz(const Tensor& x, const Tensor& weight,
-                                 const std::optional<Tensor>& bias, bool residual) {
-  return convolve(x, weight, bias, residual, true);
-}
-
-std::tuple<Tensor, Tensor> depthwise_conv3d_with_moments(const Tensor& x, const Tensor& weight,
-                                                         const std::optional<Tensor>& bias,
-                                                         bool residual,
-                                                         const std::optional<Tensor>& shift) {
+std::tuple<Tensor, Tensor> convolve_with_moments(const Tensor& x, const Tensor& weight,
+                                                 const OptionalTensor& bias, bool residual,
+                                                 const OptionalTensor& shift, By by) {
   check_call(x, weight);
   if (bias) check_channels(x, *bias, x.scalar_type(), "bias [C] of x's dtype, on its device");
   if (shift) {
@@ -118,7 +109,7 @@ std::tuple<Tensor, Tensor> depthwise_conv3d_with_moments(const Tensor& x, const 
   Tensor y = torch::stable::new_empty(x, x.sizes());
   if (y.numel() == 0) return {y, torch::stable::new_zeros(x, {2, C}, ScalarType::Float)};
   return dispatch(x.scalar_type(), [&](auto storage) -> std::tuple<Tensor, Tensor> {
-    auto p = forward_of<decltype(storage)>(device, x, weight, y);
+    auto p = forward_of<decltype(storage)>(device, x, weight, y, by);
     set_bias(p, bias);
     p.residual = residual;
     if (!p.plan.tiled) {
@@ -133,9 +124,27 @@ std::tuple<Tensor, Tensor> depthwise_conv3d_with_moments(const Tensor& x, const 
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> depthwise_conv3d_backward(const Tensor& dy, const Tensor& x,
-                                                             const Tensor& weight, bool residual,
-                                                             bool want_input, bool want_weight) {
+template <class S>
+void differentiate_weight(const OnDevice& device, const Tensor& dy, const Tensor& x,
+                          const Tensor& weight, Tensor& dw, Tensor& db, By by) {
+  WeightGradient<S> p{};
+  p.sizes = sizes_of(x, weight);
+  p.dy = map_of<S>(dy);
+  p.x = map_of<S>(x);
+  const int limit = device.shared_limit();
+  p.plan = plan_toeplitz_weight_gradient(p.sizes, limit);
+  if (by == By::tiles || !p.dy.vectors || !has_products(p.sizes, p.x, p.plan, limit))
+    p.plan = plan_weight_gradient(p.sizes, sizeof(S), limit);
+  Tensor partials = torch::stable::new_empty(
+      x, {p.plan.parts, p.sizes.taps() + 1, x.size(4)}, ScalarType::Float);
+  p.partials = static_cast<float*>(partials.mutable_data_ptr());
+  start(p, device.stream());
+  sum_weight_gradient<S>(partials, dw, db, device.stream());
+}
+
+std::tuple<Tensor, Tensor, Tensor> differentiate(const Tensor& dy, const Tensor& x,
+                                                 const Tensor& weight, bool residual,
+                                                 bool want_input, bool want_weight, By by) {
   check_call(x, weight);
   expect(dy.dim() == 5 && dy.scalar_type() == x.scalar_type() && dy.get_device() == x.get_device(),
          "dy like x");
@@ -152,25 +161,49 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv3d_backward(const Tensor& dy, c
   dispatch(x.scalar_type(), [&](auto storage) {
     using S = decltype(storage);
     if (want_input) {
-      auto p = forward_of<S>(device, dy, weight, dx);
+      auto p = forward_of<S>(device, dy, weight, dx, by);
       p.flip = true;
       p.residual = residual;
       start(p, device.stream());
     }
-    if (want_weight) {
-      WeightGradient<S> p{};
-      p.sizes = sizes_of(x, weight);
-      p.plan = plan_weight_gradient(p.sizes, sizeof(S), device.shared_limit());
-      p.dy = map_of<S>(dy);
-      p.x = map_of<S>(x);
-      Tensor partials = torch::stable::new_empty(
-          x, {p.plan.parts, p.sizes.taps() + 1, x.size(4)}, ScalarType::Float);
-      p.partials = static_cast<float*>(partials.mutable_data_ptr());
-      start(p, device.stream());
-      sum_weight_gradient<S>(partials, dw, db, device.stream());
-    }
+    if (want_weight) differentiate_weight<S>(device, dy, x, weight, dw, db, by);
   });
   return {dx, dw, db};
+}
+
+}  // namespace
+
+Tensor depthwise_conv3d(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                        bool residual) {
+  return convolve(x, weight, bias, residual, By::tiles);
+}
+Tensor depthwise_conv3d_toeplitz(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                                 bool residual) {
+  return convolve(x, weight, bias, residual, By::products);
+}
+
+std::tuple<Tensor, Tensor> depthwise_conv3d_with_moments(const Tensor& x, const Tensor& weight,
+                                                         const OptionalTensor& bias, bool residual,
+                                                         const OptionalTensor& shift) {
+  return convolve_with_moments(x, weight, bias, residual, shift, By::tiles);
+}
+std::tuple<Tensor, Tensor> depthwise_conv3d_toeplitz_with_moments(const Tensor& x,
+                                                                  const Tensor& weight,
+                                                                  const OptionalTensor& bias,
+                                                                  bool residual,
+                                                                  const OptionalTensor& shift) {
+  return convolve_with_moments(x, weight, bias, residual, shift, By::products);
+}
+
+std::tuple<Tensor, Tensor, Tensor> depthwise_conv3d_backward(const Tensor& dy, const Tensor& x,
+                                                             const Tensor& weight, bool residual,
+                                                             bool want_input, bool want_weight) {
+  return differentiate(dy, x, weight, residual, want_input, want_weight, By::tiles);
+}
+std::tuple<Tensor, Tensor, Tensor> depthwise_conv3d_toeplitz_backward(
+    const Tensor& dy, const Tensor& x, const Tensor& weight, bool residual, bool want_input,
+    bool want_weight) {
+  return differentiate(dy, x, weight, residual, want_input, want_weight, By::products);
 }
 
 }  // namespace uk::cuda

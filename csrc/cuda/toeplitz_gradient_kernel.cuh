@@ -10,8 +10,8 @@
 
 namespace uk::cuda {
 
-constexpr int kWords = 8;                            // pairs of tiles of a product
-constexpr int kOuter = kTile * kTile;                // outputs of a tile, rows of the matrix
+constexpr int kWords = 8;              // pairs of tiles of a product
+constexpr int kOuter = kTile * kTile;  // outputs of a tile, rows of the matrix
 constexpr int kInner = (kTile + kTaps - 1) * (kTile + kTaps - 1);  // inputs, its columns
 
 // The same number twice: ones, whose product with the outputs' gradients is the bias's.
@@ -62,22 +62,22 @@ __global__ void __launch_bounds__(kToeplitzThreads)
         for (int k = KT - 1; k > 0; --k)
 #pragma unroll
           for (int r = 0; r < 4; ++r) held[k][r] = held[k - 1][r];
-        const int next = t + KT / 2 - place.t;
-        const bool more = next < place.frames;
+        const bool more = t + KT / 2 < place.t + place.frames;
 #pragma unroll
         for (int r = 0; r < 4; ++r)
-          held[0][r] = more && inside[r / 2] ? outputs[r / 2][next * kGradientPlanes * outer.words() +
-                                                              r % 2 * 2 * outer.pitch]
-                                             : 0u;
+          held[0][r] = more && inside[r / 2] ? outputs[r / 2][r % 2 * 2 * outer.pitch] : 0u;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) outputs[i] += kGradientPlanes * outer.words();
         multiply_tiles<S>(bias, held[0], all_ones);
         if (t < begin || t >= end) continue;
 #pragma unroll
         for (int n = 0; n < kTile; ++n) {
-          const int at = (t - begin) * kGradientPlanes * inner.words() + n * inner.pitch;
-          const unsigned line[2] = {inputs[0][at], inputs[1][at]};
+          const unsigned line[2] = {inputs[0][n * inner.pitch], inputs[1][n * inner.pitch]};
 #pragma unroll
           for (int k = 0; k < KT; ++k) multiply_tiles<S>(sums[k][n], held[k], line);
         }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) inputs[i] += kGradientPlanes * inner.words();
       }
     }
   }

@@ -2,14 +2,13 @@
 
 #include "token_select.h"
 
+#include "../operators.h"
 #include "host.h"
-#include "operators.h"
 
 namespace uk::cuda {
 namespace {
 
 using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 template <class H>
 Rows<H> rows_of(const Tensor& t) {

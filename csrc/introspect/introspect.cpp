@@ -46,9 +46,11 @@ pybind11::dict depthwise_conv_plan(const std::array<int64_t, 5>& shape,
   const auto [B, T, H, W, C] = shape;
   const uk::cuda::DepthwiseSizes s{B, T, H, W, C, kernel[0], kernel[1], kernel[2]};
   const int limit = uk::cuda::shared_limit(architecture);
-  const uk::cuda::DepthwisePlan p = toeplitz   ? uk::cuda::plan_toeplitz(s, limit)
-                                    : gradient ? uk::cuda::plan_weight_gradient(s, size, limit)
-                                               : uk::cuda::plan_forward(s, size, limit);
+  const uk::cuda::DepthwisePlan p =
+      toeplitz ? gradient ? uk::cuda::plan_toeplitz_weight_gradient(s, limit)
+                          : uk::cuda::plan_toeplitz(s, limit)
+               : gradient ? uk::cuda::plan_weight_gradient(s, size, limit)
+                          : uk::cuda::plan_forward(s, size, limit);
   pybind11::dict d;
   d["tiled"] = p.tiled;
   d["rows"] = uk::cuda::kRows;
@@ -97,8 +99,8 @@ PYBIND11_MODULE(_introspect, m) {
   m.def("depthwise_conv_plan", &depthwise_conv_plan, pybind11::arg("shape"),
         pybind11::arg("kernel"), pybind11::arg("size"), pybind11::arg("architecture"),
         pybind11::arg("gradient") = false, pybind11::arg("toeplitz") = false,
-        "How the CUDA kernels divide a depthwise convolution of [B, T, H, W, C], its weight "
-        "gradient, or the convolution as matrix products: elements of `size` bytes, architecture 90 "
+        "How the CUDA kernels divide a depthwise convolution of [B, T, H, W, C] or its weight "
+        "gradient, either as matrix products, too: elements of `size` bytes, architecture 90 "
         "for sm_90.");
   m.def("token_select_plan", &token_select_plan, pybind11::arg("N"), pybind11::arg("C"),
         "How the CUDA kernels divide a sample of N tokens with C channels, and the bytes of shared "

@@ -111,9 +111,15 @@ def planned(text: str, architecture: str) -> int:
     """What is asked for of shared memory: for a cube as kernel, or three frames of single taps, on
     a large map, and for the most tokens there may be."""
     if text.startswith("toeplitz"):
-        kernel, architecture = (int(text[-1]), 5, 5), int(re.sub(r"\D", "", architecture))
-        plan = _extension._introspect.depthwise_conv_plan
-        return plan((16, 8, 56, 56, 64), kernel, 2, architecture, toeplitz=True)["shared"]
+        plan = _extension._introspect.depthwise_conv_plan(
+            (16, 8, 56, 56, 64),
+            (int(text[-1]), 5, 5),
+            2,
+            int(re.sub(r"\D", "", architecture)),
+            gradient="weight_gradient" in text,
+            toeplitz=True,
+        )
+        return plan["shared"]
     if not has_tiles(text):
         tokens = _extension._introspect.token_select_plan(1, 1)["most_tokens"]
         return _extension._introspect.token_select_plan(tokens, 1).get(text.split()[0], 0)

@@ -115,39 +115,81 @@ def test_matrix_products_serve_where_they_are_faster(monkeypatch) -> None:
             names.append(str(function))
             return function(*args, **(kwargs or {}))
 
-    rows = {cuda.TOEPLITZ: {"k5 2x3x3 C8": {"faster": True}}}
+    faster = {"faster": True}
+    rows = {
+        cuda.TOEPLITZ: {"k5 2x3x3 C8": faster, "k5 2x3x3 C24": faster},
+        cuda.TOEPLITZ_BACKWARD: {"k5 2x3x3 C8": faster, "k5 2x3x3 C32": faster},
+    }
     monkeypatch.setattr(tuning, "_table", lambda: {"sm_90": rows})
     names: list[str] = []
+
+    def called(C: int, dtype: torch.dtype, *wanted: bool) -> list[str]:
+        names.clear()
+        x = torch.empty(1, 2, 3, 3, C, dtype=dtype, device="cuda")
+        weight = torch.empty(C, 1, 5, 5, 5, dtype=dtype, device="cuda")
+        depthwise_conv._convolve("cuda", x, weight, None, False)
+        depthwise_conv._compute_with_moments("cuda", x, weight, None, False, None)
+        found = depthwise_conv._gradients("cuda", x, x, weight, False, *wanted)
+        want = [(x.shape, wanted[0]), (weight.shape, wanted[1]), (weight.shape[:1], wanted[1])]
+        assert [t.shape for t in found] == [shape if w else (0,) for shape, w in want]
+        return [name.split(".")[1] for name in names if name.startswith("uniformer_kernels")]
+
+    plain = ["depthwise_conv3d", "depthwise_conv3d_with_moments", "depthwise_conv3d_backward"]
+    products = [name.replace("conv3d", "conv3d_toeplitz") for name in plain]
+    forwards, backwards = products[:2], [products[2], plain[2]]
     with tuning.assuming("sm_90"), FakeTensorMode(), Called():
-        for C, taps, dtype in (
-            (8, 5, torch.bfloat16),
-            (16, 5, torch.bfloat16),
-            (8, 5, torch.float),
-        ):
-            x = torch.empty(1, 2, 3, 3, C, dtype=dtype, device="cuda")
-            weight = torch.empty(C, 1, taps, 5, 5, dtype=dtype, device="cuda")
-            depthwise_conv._convolve("cuda", x, weight, None, False)
-            dx, *_ = depthwise_conv._gradients("cuda", x, x, weight, False, True, True)
-            assert dx.shape == x.shape
-    ours = [name.split(".")[1] for name in names if name.startswith("uniformer_kernels")]
-    plain = ["depthwise_conv3d", "depthwise_conv3d_backward"]
-    assert ours == [cuda.TOEPLITZ, cuda.TOEPLITZ, plain[1], *plain, *plain]
+        assert called(8, torch.bfloat16, True, True) == products
+        assert called(16, torch.bfloat16, True, True) == plain
+        assert called(8, torch.float, True, True) == plain
+        assert called(24, torch.bfloat16, True, True) == [*forwards, *backwards]
+        assert called(24, torch.bfloat16, True, False) == products
+        assert called(24, torch.half, False, True) == [*forwards, plain[2]]
+        assert called(32, torch.half, True, True) == [*plain[:2], *backwards[::-1]]
+        assert called(32, torch.half, False, True) == [*plain[:2], products[2]]
 
 
 def test_the_tuner_takes_matrix_products_that_are_faster_and_right(monkeypatch) -> None:
     tune = pytest.importorskip("uniformer_kernels.tune")
     x, weight = (torch.empty(s, dtype=torch.half) for s in ((1, 2, 3, 3, 8), (8, 1, 5, 5, 5)))
-    calls = [("depthwise_conv3d", (x, weight, None, False)), ("linear", (x, weight))]
+    forward, backward = "depthwise_conv3d", "depthwise_conv3d_backward"
+    calls = {
+        cuda.TOEPLITZ: (forward, (x, weight, None, False)),
+        cuda.TOEPLITZ_BACKWARD: (backward, (x, x, weight, False, True, True)),
+    }
+    asked: list[tuple[bool, ...]] = []
+
+    def kernel(value: float, *args: object) -> torch.Tensor:
+        asked.append(args[4:])
+        return torch.full((2,), value)
+
     monkeypatch.setattr(cuda, "declines", lambda *_: None)
     for right, products, faster in ((True, 0.5, True), (True, 0.99, False), (False, 0.5, False)):
-        results = {"depthwise_conv3d": 1.0, cuda.TOEPLITZ: 1.0 if right else 2.0}
-        kernels = {
-            n: partial(lambda value, *_: torch.full((2,), value), v) for n, v in results.items()
-        }
+        results = dict.fromkeys((forward, backward), 1.0)
+        results |= dict.fromkeys(calls, 1.0 if right else 2.0)
+        kernels = {name: partial(kernel, value) for name, value in results.items()}
         monkeypatch.setattr(tune, "kernels", lambda _, kernels=kernels: SimpleNamespace(**kernels))
-        times = iter((1.0, products))
-        found = tune.products(calls, x.device, lambda _, times=times: next(times))
-        assert found == ({"k5 2x3x3 C8": {"faster": True}} if faster else {})
+        for twin, call in calls.items():
+            times = iter((1.0, products))
+            linear = ("linear", (x, weight))
+            found = tune.products([call, linear], x.device, lambda _, times=times: next(times))
+            assert found == ({twin: {"k5 2x3x3 C8": {"faster": True}}} if faster else {})
+    assert set(asked) == {(), (False, True)}  # the input's gradient is a convolution
+
+
+def test_the_table_is_read_as_it_was_written(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(tuning, "TABLE", tmp_path / "tuning.json")
+    tuning.TABLE.write_text("{}")
+    tuning._table.cache_clear()
+    row = {"k5 2x3x3 C8": {"faster": True}}
+    try:
+        tuning.rewrite("sm_90", {cuda.TOEPLITZ_BACKWARD: row})
+        with tuning.assuming("sm_90"):
+            x = torch.empty(1, 2, 3, 3, 8, dtype=torch.half)
+            weight = torch.empty(8, 1, 5, 5, 5, dtype=torch.half)
+            assert cuda.prefers_products(x, weight, cuda.TOEPLITZ_BACKWARD)
+            assert not cuda.prefers_products(x, weight)
+    finally:
+        tuning._table.cache_clear()
 
 
 @built

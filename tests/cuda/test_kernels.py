@@ -91,12 +91,12 @@ def test_order_of_threads_changes_nothing(emulator, dtype) -> None:
     """Bit for bit: no result depends on which thread comes first."""
     x, dy = draw(2, 4, 5, 9, 24, dtype=dtype), draw(2, 4, 5, 9, 24, dtype=dtype)
     weight = draw(24, 1, 3, 3, 3, dtype=dtype)
-    other_order = backwards(emulator)
-    for one, other in zip(
-        (*emulator.forward(x, weight, moments=True), *emulator.weight_gradient(dy, x, weight)),
-        (*other_order.forward(x, weight, moments=True), *other_order.weight_gradient(dy, x, weight)),
-        strict=True,
-    ):
+
+    def results(emulator: Emulator) -> list[Tensor]:
+        forward = emulator.forward(x, weight, moments=True)
+        return [*forward, *emulator.weight_gradient(dy, x, weight)]
+
+    for one, other in zip(results(emulator), results(backwards(emulator)), strict=True):
         assert torch.equal(one, other)
 
 

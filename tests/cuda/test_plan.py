@@ -130,28 +130,59 @@ def test_the_models_have_tiles(grid, C, gradient, size, architecture) -> None:
         assert p["channels"] * p["channel_blocks"] <= C * 8 / 7
 
 
-@many
-@given(
-    shape=st.tuples(st.integers(1, 64), st.integers(1, 64), sizes, sizes, sizes),
-    frames=st.sampled_from([1, 5]),
-    architecture=st.sampled_from(ARCHITECTURES),
+every_product = given(
+    shape=shapes, frames=st.sampled_from([1, 5]), architecture=st.sampled_from(ARCHITECTURES)
 )
-@example((64, 64, 3000, 3000, 3000), 5, 80)
-def test_matrix_products(shape, frames, architecture) -> None:
-    B, T, H, W, C = shape
-    p = _introspect.depthwise_conv_plan(shape, (frames, 5, 5), 2, architecture, toeplitz=True)
+
+
+def plan_products(shape, frames, architecture, *, gradient) -> dict[str, int]:
+    """What both have in common holds of it."""
+    _, T, H, W, C = shape
+    p = _introspect.depthwise_conv_plan(
+        shape, (frames, 5, 5), 2, architecture, gradient=gradient, toeplitz=True
+    )
+    assert p["tiled"]
     assert covers(p["down"], 4 * p["tiles_down"], H)
     assert covers(p["across"], 4 * p["tiles_across"], W)
     assert covers(p["chunks"], p["frames"], T)
     assert covers(p["channel_blocks"], p["channels"], C)
-    assert p["parts"] == B * p["down"] * p["across"] * p["chunks"]
     assert p["grid"] == p["parts"] * p["channel_blocks"]
-    assert p["threads"] == 32 * p["channels"] == 512  # 128 registers each
+    assert p["threads"] == 512  # with 128 registers each
+    return p
+
+
+@many
+@every_product
+@example((64, 64, 3000, 3000, 3000), 5, 80)
+def test_matrix_products(shape, frames, architecture) -> None:
+    B, T, *_ = shape
+    p = plan_products(shape, frames, architecture, gradient=False)
+    assert p["channels"] == p["threads"] // 32
+    assert p["parts"] == B * p["down"] * p["across"] * p["chunks"]
     staged = min(T, p["frames"] + frames - 1) * (4 * p["tiles_down"] + 4)
     staged *= (4 * p["tiles_across"] + 4) * p["channels"] * 2
-    results = 2 * 8 * 16 * p["channels"] * 2
-    assert staged + results <= p["shared"] <= 112 * 1024
+    results, moments = 2 * 8 * 16 * p["channels"] * 2, 2 * p["threads"] * 4
+    assert staged + results + moments <= p["shared"] <= 112 * 1024
     assert p["shared"] <= p["shared_limit"] or p["shared_limit"] < 112 * 1024  # else another kernel
+
+
+@many
+@every_product
+@example((1, 64, 3000, 3000, 8), 5, 86)  # the most that one row of tiles takes
+def test_weight_gradients_as_matrix_products(shape, frames, architecture) -> None:
+    B, T, _, W, _ = shape
+    p = plan_products(shape, frames, architecture, gradient=True)
+    assert p["channels"] == p["threads"] // 64  # two warps each
+    positions = B * p["down"] * p["across"] * p["chunks"]
+    assert 1 <= p["parts"] <= min(positions, 256)
+    assert p["tiles_across"] % 2 == 0  # pairs
+    assert 4 * (p["tiles_across"] - 1) < -(-W // p["across"]) + 8  # and no more than one is empty
+    # Words of two numbers: their columns and those around them.
+    inner = (4 * p["tiles_down"] + 4) * (2 * p["tiles_across"] + 4) * 4
+    outer = 4 * p["tiles_down"] * 2 * p["tiles_across"] * 4
+    frames_of_x = min(T, p["frames"] + frames - 1)
+    staged = p["channels"] * (frames_of_x * inner + p["frames"] * outer)
+    assert max(staged, p["channels"] * 16 * 64 * 4) <= p["shared"] <= p["shared_limit"]
 
 
 @many

@@ -41,6 +41,9 @@ _ARGUMENTS: dict[str, Any] = {
     ),
     "depthwise_conv3d": lambda: (draw(2, 3, 5, 6, 4), draw(4, 1, 3, 3, 3), draw(4), True),
     "depthwise_conv3d_toeplitz": lambda: (draw(2, 3, 5, 6, 4), draw(4, 1, 5, 5, 5), None, True),
+    "depthwise_conv3d_toeplitz_with_moments": lambda: (
+        *(draw(2, 3, 5, 6, 4), draw(4, 1, 5, 5, 5), draw(4), True, None),
+    ),
     "depthwise_conv3d_with_moments": lambda: (
         draw(2, 3, 5, 6, 4),
         draw(4, 1, 3, 3, 3),

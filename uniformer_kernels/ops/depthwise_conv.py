@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,8 @@ from ..once import once_differentiable
 from .batch_norm import moments
 
 _NAME = "depthwise_conv3d"
-_WITH_MOMENTS = "depthwise_conv3d_with_moments"
+_WITH_MOMENTS = f"{_NAME}_with_moments"
+_BACKWARD = f"{_NAME}_backward"
 _MAX_KERNEL = 7
 
 
@@ -119,9 +121,16 @@ def _kernel(
 def _convolve(
     backend: str, x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool
 ) -> Tensor:
-    products = backend == "cuda" and cuda.prefers_products(x, weight)
-    kernel = getattr(kernels(backend), cuda.TOEPLITZ if products else _NAME)
-    return kernel(x, weight, bias, residual)
+    return _faster(backend, _NAME, x, weight)(x, weight, bias, residual)
+
+
+def _faster(
+    backend: str, name: str, x: Tensor, weight: Tensor, row: str = cuda.TOEPLITZ
+) -> Callable[..., Any]:
+    """A backend's kernel, or its twin by matrix products where the tuning table has that row."""
+    if backend == "cuda" and cuda.prefers_products(x, weight, row):
+        name = name.replace(_NAME, cuda.TOEPLITZ)
+    return getattr(kernels(backend), name)
 
 
 def _gradients(
@@ -133,12 +142,14 @@ def _gradients(
     want_input: bool,
     want_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of x, weight and bias; the first is a convolution with the taps in opposite order."""
-    gradients = kernels(backend).depthwise_conv3d_backward
-    if want_input and backend == "cuda" and cuda.prefers_products(x, weight):
-        dx = _convolve(backend, dy, weight.flip(2, 3, 4), None, residual)
-        return dx, *gradients(dy, x, weight, residual, False, want_weight)[1:]
-    return gradients(dy, x, weight, residual, want_input, want_weight)
+    """Of x, weight and bias; the first is a convolution, and as fast as one."""
+    of_input = _faster(backend, _BACKWARD, x, weight)
+    of_weight = _faster(backend, _BACKWARD, x, weight, cuda.TOEPLITZ_BACKWARD)
+    if of_input == of_weight or not (want_input and want_weight):
+        both = of_input if want_input else of_weight
+        return both(dy, x, weight, residual, want_input, want_weight)
+    dx, *_ = of_input(dy, x, weight, residual, True, False)
+    return dx, *of_weight(dy, x, weight, residual, False, True)[1:]
 
 
 def _compute_with_moments(
@@ -150,7 +161,7 @@ def _compute_with_moments(
     shift: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     if backend != "cpu":
-        return kernels(backend).depthwise_conv3d_with_moments(x, weight, bias, residual, shift)
+        return _faster(backend, _WITH_MOMENTS, x, weight)(x, weight, bias, residual, shift)
     y = kernels(backend).depthwise_conv3d(x, weight, bias, residual)
     return y, kernels(backend).moments(y.view(-1, y.shape[4]), shift)
 
@@ -190,13 +201,15 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> Ten
 
 
 @register_fake(_WITH_MOMENTS)
+@register_fake(f"{cuda.TOEPLITZ}_with_moments")
 def _fake_with_moments(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool, shift: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(2, x.shape[4], dtype=_statistics(x))
 
 
-@register_fake(f"{_NAME}_backward")
+@register_fake(_BACKWARD)
+@register_fake(cuda.TOEPLITZ_BACKWARD)
 def _fake_backward(
     dy: Tensor, x: Tensor, weight: Tensor, residual: bool, want_input: bool, want_weight: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -210,7 +223,7 @@ def _fake_backward(
 _depthwise_conv3d = Operator(
     _NAME,
     cpu=Implementation(partial(_kernel, "cpu"), _cpu_declines),
-    cuda=Implementation(partial(_kernel, "cuda"), _cuda_declines, cuda.yields),
+    cuda=Implementation(partial(_kernel, "cuda"), _cuda_declines, cuda.convolution_yields),
     triton=Implementation(partial(_kernel, "triton"), _triton_declines),
     reference=Implementation(reference.depthwise_conv3d, always),
 )
@@ -218,7 +231,9 @@ _depthwise_conv3d = Operator(
 _depthwise_conv3d_with_moments = Operator(
     _WITH_MOMENTS,
     cpu=Implementation(partial(_kernel_with_moments, "cpu"), _cpu_declines),
-    cuda=Implementation(partial(_kernel_with_moments, "cuda"), _cuda_declines, cuda.yields),
+    cuda=Implementation(
+        partial(_kernel_with_moments, "cuda"), _cuda_declines, cuda.convolution_yields
+    ),
     triton=Implementation(partial(_kernel_with_moments, "triton"), _triton_declines),
     reference=Implementation(reference.depthwise_conv3d_with_moments, always),
 )

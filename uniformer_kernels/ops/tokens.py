@@ -141,14 +141,14 @@ def _fake_recover_backward(dy: Tensor, index: Tensor) -> tuple[Tensor, Tensor, T
 _token_shrink = Operator(
     _SHRINK,
     cpu=Implementation(partial(_shrink, "cpu"), _cpu_declines),
-    cuda=Implementation(partial(_shrink, "cuda"), _cuda_declines, cuda.yields),
+    cuda=Implementation(partial(_shrink, "cuda"), _cuda_declines, cuda.tokens_yield),
     triton=Implementation(partial(_shrink, "triton"), _triton_declines),
     reference=Implementation(reference.token_shrink, always),
 )
 _token_recover = Operator(
     _RECOVER,
     cpu=Implementation(partial(_recover, "cpu"), _cpu_declines),
-    cuda=Implementation(partial(_recover, "cuda"), _cuda_declines, cuda.yields),
+    cuda=Implementation(partial(_recover, "cuda"), _cuda_declines, cuda.tokens_yield),
     triton=Implementation(partial(_recover, "triton"), _triton_declines),
     reference=Implementation(reference.token_recover, always),
 )

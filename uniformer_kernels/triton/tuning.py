@@ -66,7 +66,12 @@ class Tunable:
 
 def row(device: torch.device, kernel: str, shape_class: str) -> Options:
     """What the table has for a kernel, if anything."""
-    return _table().get(architecture(device), {}).get(kernel, {}).get(shape_class, {})
+    return rows(architecture(device)).get(kernel, {}).get(shape_class, {})
+
+
+def rows(name: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """All that the table has for an architecture, by kernel and shape class."""
+    return _table().get(name, {})
 
 
 @contextlib.contextmanager

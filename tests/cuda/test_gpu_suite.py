@@ -1,0 +1,132 @@
+"""`make gpu`, as far as it runs without a GPU: its stages, what they call, the table it fills."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from benchmarks.gpu import __main__ as suite
+from benchmarks.gpu import document, operators
+from uniformer_kernels import _extension, cuda
+from uniformer_kernels.triton import tuning
+
+built = pytest.mark.skipif(
+    not _extension.manifest().get("cuda_architectures"),
+    reason="the extension was built without nvcc",
+)
+
+
+@pytest.fixture
+def stages(monkeypatch) -> dict[str, list[str]]:
+    """Commands in place of the stages', and a GPU that there is none of."""
+    gpu = {"gpu": "Some GPU", "gpu_memory": "1 MiB", "driver": "1", "capability": "9.0"}
+    monkeypatch.setattr(suite, "_gpu", lambda: gpu)
+    monkeypatch.setattr(document, "refresh", lambda found: None)
+    monkeypatch.setenv("UNIFORMER_KERNELS_CUDA_ARCHS", "90")
+    commands: dict[str, list[str]] = {}
+    monkeypatch.setattr(suite, "COMMANDS", commands)
+    return commands
+
+
+def python(text: str) -> list[str]:
+    return [sys.executable, "-c", text]
+
+
+def test_a_stage_that_takes_too_long_keeps_its_rows(stages, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(suite, "LIMITS", dict.fromkeys(suite.LIMITS, 1))
+    rows = tmp_path / "some-gpu" / "operators.rows"
+    stages["operators"] = python(
+        f"import time; open({str(rows)!r}, 'w').write('[{{\"what\": \"a\"}}]'); time.sleep(9)"
+    )
+    stages["check"] = python("print('passed')")
+    stages["memory"] = ["no-such-program"]
+    assert suite.run(["operators"], tmp_path) == 1
+    assert suite.run(["check"], tmp_path) == 0  # which keeps what the first run found
+    assert suite.run(["memory"], tmp_path) == 1
+    (file,) = (tmp_path / "some-gpu").iterdir()
+    found = json.loads(file.read_text())["stages"]
+    assert [stage["ok"] for stage in found.values()] == [False, True, False]
+    assert found["operators"]["rows"] == [{"what": "a"}]
+    assert found["check"]["log"] == ["passed"]
+    assert "no-such-program" in found["memory"]["exit"]
+
+
+def test_the_tests_it_runs_are_there() -> None:
+    """Under the sanitizer those of the CUDA kernels, and no others."""
+    command = suite.COMMANDS["races"]
+    assert command[1:5] == ["--tool", "racecheck", "--kernel-name", "kns=_ZN2uk4cuda"]
+    options = ["--collect-only", "-qq", "-o", "addopts=", "-p", "no:cacheprovider"]
+    collect = [*command[command.index(sys.executable) :], *options]
+    done = subprocess.run(collect, capture_output=True, text=True, check=True, cwd=suite.ROOT)
+    counts = dict(line.split(": ") for line in done.stdout.splitlines() if ": " in line)
+    assert set(counts) == {"tests/gpu/test_depthwise_conv.py", "tests/gpu/test_tokens.py"}
+    assert all(int(count) >= 15 for count in counts.values())
+
+
+@built
+def test_every_depthwise_rival_runs(monkeypatch) -> None:
+    """On tensors without numbers; autograd needs PyTorch for GPUs."""
+    names = set()
+    with FakeTensorMode():
+        for k, *grid in operators._DEPTHWISE:
+            makes = operators.depthwise(k, (2, *grid), "bf16", backward=False)
+            for name, make in makes.items():
+                if "channels" not in name:  # which are PyTorch's own
+                    assert make()().shape == (2, *grid)
+                    names.add(name)
+        inputs = partial(torch.randn, device="cuda", dtype=torch.bfloat16)
+        tensors = [inputs(1, 2, 3, 3, 8), inputs(8, 1, 5, 5, 5), inputs(8)]
+        y, (dx, dw, db) = operators.matrix_products(lambda: tensors, True)()()
+        assert [t.shape for t in (y, dx, dw, db)] == [t.shape for t in (tensors[0], *tensors)]
+    assert names == {"ours", "CUDA C++", "CUDA C++, tensor cores"}
+
+
+def test_winners(monkeypatch) -> None:
+    """Every call that is compared is one that both kernels take; slower gradients count."""
+    tune = pytest.importorskip("uniformer_kernels.tune")
+    calls = tune.calls_of(partial(tune.operators, 2, torch.bfloat16))
+    monkeypatch.setattr(cuda, "declines", lambda *_: None)
+    monkeypatch.setattr(tune, "_agree", lambda *_: True)
+    timed: list[str] = []
+
+    def time(call) -> float:
+        kernel = getattr(call, "func", None)
+        if kernel is None:
+            return 1.0
+        timed.append(str(kernel))
+        slow = "triton" in timed[-1] or "token_recover_backward" in timed[-1]
+        return 1.0 if slow else 0.5
+
+    rows = tune.rivals(calls, torch.device("meta"), time)
+    assert set(rows) == {cuda.CONVOLUTIONS}  # of the tokens' kernels one is slower
+    assert rows[cuda.CONVOLUTIONS]["k5x5x5 8x56x56 C64 16 bits"] == {"faster": True}
+    assert "k3x3x3 8x14x14 C320 16 bits" in rows[cuda.CONVOLUTIONS]
+    assert any("toeplitz_backward" in name for name in timed)
+
+
+@built
+def test_a_winner_serves(monkeypatch) -> None:
+    """Where the table has it, the CUDA kernel goes first."""
+    from uniformer_kernels import explain
+
+    pytest.importorskip("triton")
+    rows = {
+        cuda.CONVOLUTIONS: {"k3x3x3 2x3x3 C8 32 bits": {"faster": True}},
+        cuda.TOKENS: {"N9 C4 32 bits": {"faster": True}},
+    }
+    monkeypatch.setattr(tuning, "_table", lambda: {"sm_90": rows})
+    with tuning.assuming("sm_90"), FakeTensorMode():
+        x, weight = (torch.empty(s, device="cuda") for s in ((1, 2, 3, 3, 8), (8, 1, 3, 3, 3)))
+        assert "cuda       serves" in explain("depthwise_conv3d", x, weight)
+        assert "cuda       serves" in explain("depthwise_conv3d_with_moments", x, weight)
+        assert "triton     serves" in explain("depthwise_conv3d", x.half(), weight.half())
+        for N, backend in ((9, "cuda  "), (8, "triton")):
+            tokens, importance = (torch.empty(s, device="cuda") for s in ((1, N, 4), (1, N)))
+            assert f"{backend}     serves" in explain("token_shrink", tokens, importance, 3)
