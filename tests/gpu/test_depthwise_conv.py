@@ -1,4 +1,7 @@
-"""Depthwise convolutions on both of a GPU's backends: models' shapes, edges, layouts, moments."""
+"""Depthwise convolutions on both of a GPU's backends: models' shapes, edges, layouts, moments.
+
+``products`` is ``cuda`` as if its matrix products had been measured to be faster everywhere.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ from torch import Tensor
 import uniformer_kernels as uk
 from tests.contract import check, draw, evaluate
 from uniformer_kernels import cuda, reference
-from uniformer_kernels.backends import chosen_backend
 
 pytestmark = [
     pytest.mark.gpu,
@@ -31,12 +33,17 @@ CALLS = [  # shape, kernel
 ]
 
 
-@pytest.fixture(autouse=True, params=["cuda", "triton"])
-def _backend(request):
-    if request.param == "cuda" and (reason := cuda.declines(torch.empty(0, device="cuda"))):
+@pytest.fixture(autouse=True, params=["cuda", "products", "triton"])
+def path(request, monkeypatch):
+    backend = "triton" if request.param == "triton" else "cuda"
+    if backend == "cuda" and (reason := cuda.declines(torch.empty(0, device="cuda"))):
         pytest.skip(reason)
-    with torch.backends.cudnn.flags(allow_tf32=False), uk.use_backend(request.param):
-        yield
+    if request.param == "products":
+        if request.node.callspec.params.get("dtype") == torch.float32:
+            pytest.skip("has none in float32")
+        monkeypatch.setattr(cuda, "_is_faster", lambda *_: True)
+    with torch.backends.cudnn.flags(allow_tf32=False), uk.use_backend(backend):
+        yield request.param
 
 
 def inputs_of(shape: tuple[int, ...], kernel: tuple[int, ...], dtype: torch.dtype):
@@ -67,27 +74,12 @@ def test_moments(shape, kernel, dtype) -> None:
     torch.testing.assert_close(moments.double(), want, rtol=1e-5, atol=1e-6 * scale)
 
 
-@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
-@pytest.mark.parametrize(("shape", "kernel"), CALLS, ids=str)
-def test_matrix_products(shape, kernel, dtype) -> None:
-    """Where kernel and channels allow them; other kernels serve the other calls."""
-    if chosen_backend() == "triton":
-        pytest.skip("has none")
-    check(
-        partial(torch.ops.uniformer_kernels.depthwise_conv3d_toeplitz, residual=True),
-        partial(reference.depthwise_conv3d, residual=True),
-        inputs_of(shape, kernel, dtype),
-        reduction=torch.Size(kernel).numel(),
-        needs=(),
-    )
-
-
 def part(t: Tensor) -> Tensor:
     room = torch.full((*t.shape[:-1], t.shape[-1] + 5), float("nan"), dtype=t.dtype, device="cuda")
     return room[..., 3:-2].copy_(t)
 
 
-@pytest.mark.parametrize(
+any_layout = pytest.mark.parametrize(
     "layout",
     [
         lambda t: t.movedim(-1, 1).contiguous().movedim(1, -1),
@@ -96,9 +88,24 @@ def part(t: Tensor) -> Tensor:
     ],
     ids=["channels first", "axes swapped", "part of more channels"],
 )
-def test_same_bits_in_any_layout(layout) -> None:
-    if chosen_backend() == "triton":
-        pytest.skip("compiles another kernel for it")
+
+
+@any_layout
+def test_values_in_any_layout(layout) -> None:
+    inputs = inputs_of((2, 4, 9, 10, 64), (5, 5, 5), torch.bfloat16)
+    check(
+        uk.depthwise_conv3d,
+        reference.depthwise_conv3d,
+        inputs | {"x": layout(inputs["x"])},
+        reduction=720,
+        upstream=lambda y: layout(torch.randn_like(y)),
+    )
+
+
+@any_layout
+def test_same_bits_in_any_layout(layout, path) -> None:
+    if path != "cuda":
+        pytest.skip("has another kernel for it")
     inputs = inputs_of((2, 4, 9, 10, 64), (5, 5, 5), torch.bfloat16)
     dy = draw(2, 4, 9, 10, 64)
     want = evaluate(uk.depthwise_conv3d, inputs, upstream=lambda _: dy)
