@@ -15,6 +15,7 @@ from ... import reference
 from ...reference.window_attention import from_windows, windows
 from .. import plain
 from ..case import MATRIX, Case, Rival, compiled
+from . import libraries
 
 JOINT = {  # tokens, channels, heads
     "S stage 3, 1568 × 5 × 64": (1568, 320, 5),
@@ -120,7 +121,7 @@ def cases(batch: int) -> Iterator[Case]:
             options={"num_heads": heads},
             work={MATRIX: 4 * batch * N * N * C},
             gradients=2.5,
-            rivals=joint_rivals(heads),
+            rivals=joint_rivals(heads) | libraries.attention(C, heads),
         )
     for name, (N, C, heads) in _SCORED.items():
         options = {"num_heads": heads}
@@ -152,6 +153,7 @@ def cases(batch: int) -> Iterator[Case]:
             rivals={
                 "SDPA of copied windows": Rival(partial(_window_sdpa, **options)),
                 "compiled": compiled(_window_sdpa, **options),
+                **libraries.window_attention(C, heads, size),
             },
         )
     for name, (N, C, heads) in _QUERY.items():
@@ -174,5 +176,6 @@ def cases(batch: int) -> Iterator[Case]:
             rivals={
                 "SDPA of projected tokens (official)": Rival(partial(_multi_head, **options)),
                 "compiled": compiled(reference.query_attention, **options),
+                **libraries.query_attention(C, heads),
             },
         )

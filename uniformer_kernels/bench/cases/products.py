@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ... import reference
 from ..case import MATRIX, Case, Rival, Tensors, compiled
+from . import libraries
 from .depthwise import channels_first
 
 LINEAR = {  # rows of a clip, C_in, C_out, activation
@@ -72,7 +73,10 @@ def cases(batch: int) -> Iterator[Case]:
             },
             reduction=max(batch * rows, hidden),
             work={MATRIX: 4 * batch * rows * C * hidden},
-            rivals={"compiled": compiled(reference.feed_forward)},
+            rivals={
+                "compiled": compiled(reference.feed_forward),
+                **libraries.feed_forward(C, hidden),
+            },
         )
     for name, (grid, C_out, kernel, stride, padding) in _PATCHES.items():
         C_in = grid[-1]
@@ -97,5 +101,6 @@ def cases(batch: int) -> Iterator[Case]:
             rivals={
                 "NCDHW (official)": _convolution(options, channels_first),
                 "compiled": compiled(reference.patch_embed, **options),
+                **libraries.patch_embed(grid, C_out, kernel, options),
             },
         )
