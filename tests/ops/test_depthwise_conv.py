@@ -377,7 +377,8 @@ def reached(at: Tensor, kernel) -> Tensor:
 )
 def test_spreads_as_far_as_the_kernel_reaches(value, place, kernel, dtype, backend) -> None:
     """To the window around it in its own channel, and no sample, channel or row further."""
-    shape = (2, 5, 6, 9, 5) if INTERPRETED else (3, 6, 10, 17, 35)
+    # Only the compiled kernels have tiles, and are quick.
+    shape = (3, 6, 10, 17, 35) if backend == "cpu" else (2, 5, 6, 9, 5)
     at = tuple(int((size - 1) * place) for size in shape)
     marked = torch.zeros(shape, dtype=torch.bool)
     marked[at] = True
@@ -390,8 +391,8 @@ def test_spreads_as_far_as_the_kernel_reaches(value, place, kernel, dtype, backe
     got = evaluate(depthwise_conv3d, bad_x, upstream=lambda _: dy)
     assert torch.equal(~got["output"].isfinite(), spread)
     if value == value:  # one infinite term: the sum has its sign, nothing else of it matters
-        plain = evaluate(reference.depthwise_conv3d, bad_x, upstream=lambda _: dy)
-        assert torch.equal(got["output"][spread], plain["output"][spread])
+        plain = reference.depthwise_conv3d(**{name: t.float() for name, t in bad_x.items()})
+        assert torch.equal(got["output"][spread], plain[spread].to(dtype))
     assert got["x"].isfinite().all()
     channels = (~got["weight"].isfinite()).flatten(1).any(1)
     assert channels.nonzero().flatten().tolist() == [at[-1]]
