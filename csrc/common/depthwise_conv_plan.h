@@ -155,8 +155,8 @@ constexpr Plane outer_gradient_plane(const DepthwisePlan& p) {  // of dy
   return {4 * p.tiles_down, 2 * p.tiles_across, 0, 1, 2 * p.tiles_across};
 }
 
-constexpr bool has_toeplitz(const DepthwiseSizes& s) {
-  return s.kh == 5 && s.kw == 5 && (s.kt == 1 || s.kt == 5);
+constexpr bool has_toeplitz(const DepthwiseSizes& s, int size) {
+  return size == 2 && s.kh == 5 && s.kw == 5 && (s.kt == 1 || s.kt == 5);
 }
 
 // All but what shared memory decides: blocks of up to `most` times `unit` tiles side by side.
@@ -188,8 +188,8 @@ void stack_tiles(const DepthwiseSizes& s, DepthwisePlan& p, int limit, Bytes byt
   }
 }
 
-// Of calls that has_toeplitz, in 16 bits, with channels to be read 16 bytes at once.  They may ask for
-// more shared memory than there is: then another kernel has to serve.
+// Of calls that has_toeplitz, with channels to be read 16 bytes at once.  They may ask for more shared
+// memory than there is.
 inline DepthwisePlan plan_toeplitz(const DepthwiseSizes& s, int shared_limit) {
   DepthwisePlan p = toeplitz_blocks(s, kPlanes, kMostAcross, 1);
   stack_tiles(s, p, std::min(shared_limit, kShare), [](const DepthwisePlan& p, int frames) {
@@ -238,6 +238,24 @@ inline DepthwisePlan plan_weight_gradient(const DepthwiseSizes& s, int size, int
                           (kGradientAhead + s.kt) * window_bytes(s.kh, p.columns, 1),
                       sums);
   return fits(p, shared_limit) ? p : general_weight_gradient(s);
+}
+
+// As matrix products where the call, its layout and the GPU allow these.
+inline DepthwisePlan choose_forward(const DepthwiseSizes& s, int size, int shared_limit,
+                                    bool products) {
+  if (products && has_toeplitz(s, size)) {
+    const DepthwisePlan p = plan_toeplitz(s, shared_limit);
+    if (fits(p, shared_limit)) return p;
+  }
+  return plan_forward(s, size, shared_limit);
+}
+inline DepthwisePlan choose_weight_gradient(const DepthwiseSizes& s, int size, int shared_limit,
+                                            bool products) {
+  if (products && has_toeplitz(s, size)) {
+    const DepthwisePlan p = plan_toeplitz_weight_gradient(s, shared_limit);
+    if (fits(p, shared_limit)) return p;
+  }
+  return plan_weight_gradient(s, size, shared_limit);
 }
 
 // Bytes of shared memory a block may ask for.

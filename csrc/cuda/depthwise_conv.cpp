@@ -51,20 +51,13 @@ void check_channels(const Tensor& x, const Tensor& t, ScalarType type, const cha
 enum class By { tiles, products };
 
 template <class S>
-bool has_products(const DepthwiseSizes& s, const Map<S>& x, const DepthwisePlan& p, int limit) {
-  return sizeof(S) == 2 && has_toeplitz(s) && x.vectors && fits(p, limit);
-}
-
-template <class S>
 Forward<S> forward_of(const OnDevice& device, const Tensor& x, const Tensor& weight, Tensor& y,
                       By by) {
   Forward<S> p{};
   p.sizes = sizes_of(x, weight);
   p.x = map_of<S>(x);
-  const int limit = device.shared_limit();
-  p.plan = plan_toeplitz(p.sizes, limit);
-  if (by == By::tiles || !has_products(p.sizes, p.x, p.plan, limit))
-    p.plan = plan_forward(p.sizes, sizeof(S), limit);
+  p.plan = choose_forward(p.sizes, sizeof(S), device.shared_limit(),
+                          by == By::products && p.x.vectors);
   p.weight = static_cast<const S*>(weight.const_data_ptr());
   const int axes[] = {0, 2, 3, 4};
   for (int i = 0; i < 4; ++i) p.weight_stride[i] = weight.stride(axes[i]);
@@ -131,10 +124,8 @@ void differentiate_weight(const OnDevice& device, const Tensor& dy, const Tensor
   p.sizes = sizes_of(x, weight);
   p.dy = map_of<S>(dy);
   p.x = map_of<S>(x);
-  const int limit = device.shared_limit();
-  p.plan = plan_toeplitz_weight_gradient(p.sizes, limit);
-  if (by == By::tiles || !p.dy.vectors || !has_products(p.sizes, p.x, p.plan, limit))
-    p.plan = plan_weight_gradient(p.sizes, sizeof(S), limit);
+  p.plan = choose_weight_gradient(p.sizes, sizeof(S), device.shared_limit(),
+                                  by == By::products && p.x.vectors && p.dy.vectors);
   Tensor partials = torch::stable::new_empty(
       x, {p.plan.parts, p.sizes.taps() + 1, x.size(4)}, ScalarType::Float);
   p.partials = static_cast<float*>(partials.mutable_data_ptr());

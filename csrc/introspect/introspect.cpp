@@ -47,12 +47,11 @@ pybind11::dict depthwise_conv_plan(const std::array<int64_t, 5>& shape,
   const uk::cuda::DepthwiseSizes s{B, T, H, W, C, kernel[0], kernel[1], kernel[2]};
   const int limit = uk::cuda::shared_limit(architecture);
   const uk::cuda::DepthwisePlan p =
-      toeplitz ? gradient ? uk::cuda::plan_toeplitz_weight_gradient(s, limit)
-                          : uk::cuda::plan_toeplitz(s, limit)
-               : gradient ? uk::cuda::plan_weight_gradient(s, size, limit)
-                          : uk::cuda::plan_forward(s, size, limit);
+      gradient ? uk::cuda::choose_weight_gradient(s, size, limit, toeplitz)
+               : uk::cuda::choose_forward(s, size, limit, toeplitz);
   pybind11::dict d;
   d["tiled"] = p.tiled;
+  d["toeplitz"] = p.toeplitz;
   d["rows"] = uk::cuda::kRows;
   d["columns"] = p.columns;
   d["channels"] = p.channels;
@@ -100,7 +99,7 @@ PYBIND11_MODULE(_introspect, m) {
         pybind11::arg("kernel"), pybind11::arg("size"), pybind11::arg("architecture"),
         pybind11::arg("gradient") = false, pybind11::arg("toeplitz") = false,
         "How the CUDA kernels divide a depthwise convolution of [B, T, H, W, C] or its weight "
-        "gradient, either as matrix products, too: elements of `size` bytes, architecture 90 "
+        "gradient, as matrix products where these can serve if `toeplitz`: elements of `size` bytes, architecture 90 "
         "for sm_90.");
   m.def("token_select_plan", &token_select_plan, pybind11::arg("N"), pybind11::arg("C"),
         "How the CUDA kernels divide a sample of N tokens with C channels, and the bytes of shared "

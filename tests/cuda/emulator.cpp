@@ -1,7 +1,7 @@
 // Runs one call of the kernels in csrc/cuda: a request comes in on stdin, results go out on stdout.
 //
-// The request is the numbers of `Head` and `Request` (or of emulator_tokens.cpp), then every tensor's storage; each gets memory of exactly
-// its size, so that the sanitizer sees any access beside it.
+// The request is the numbers of `Head` and `Request` (or of emulator_tokens.cpp), then every tensor's
+// storage; each gets memory of exactly its size, so that the sanitizer sees any access beside it.
 
 #include "emulator.h"
 
@@ -55,10 +55,10 @@ void run(int64_t operation, const Request& r) {
     Result<S> y(count);
     Forward<S> p{};
     p.sizes = s;
-    p.plan = r.kernel == kToeplitz  ? plan_toeplitz(s, limit)
-             : r.kernel == kGeneral ? general_forward(s)
-                                    : plan_forward(s, sizeof(S), limit);
     p.x = map_of(x.at<S>(r.x_offset), r.x_stride, r.C);
+    p.plan = r.kernel == kGeneral
+                 ? general_forward(s)
+                 : choose_forward(s, sizeof(S), limit, r.kernel == kToeplitz && p.x.vectors);
     p.weight = weight.at<S>();
     std::copy(r.weight_stride, r.weight_stride + 4, p.weight_stride);
     p.bias = r.bias ? bias.at<S>() : nullptr;
@@ -67,10 +67,11 @@ void run(int64_t operation, const Request& r) {
     p.y = y.data.get();
     p.flip = r.flip;
     p.residual = r.residual;
-    Result<float> partials(p.plan.parts * 2 * r.C), sums(r.moments ? 2 * r.C : 0);
-    p.partials = r.moments ? partials.data.get() : nullptr;
+    const bool here = r.moments && p.plan.tiled;  // the general kernel leaves them to another
+    Result<float> partials(p.plan.parts * 2 * r.C), sums(here ? 2 * r.C : 0);
+    p.partials = here ? partials.data.get() : nullptr;
     start(p, nullptr);
-    if (r.moments)
+    if (here)
       start(SumParts<float>{partials.data.get(), p.plan.parts, 2, r.C, sums.data.get(), 1, r.C,
                             nullptr},
             nullptr);
@@ -79,11 +80,11 @@ void run(int64_t operation, const Request& r) {
   } else if (operation == kWeightGradient) {
     WeightGradient<S> p{};
     p.sizes = s;
-    p.plan = r.kernel == kToeplitz  ? plan_toeplitz_weight_gradient(s, limit)
-             : r.kernel == kGeneral ? general_weight_gradient(s)
-                                    : plan_weight_gradient(s, sizeof(S), limit);
     p.dy = map_of(dy.at<S>(r.dy_offset), r.dy_stride, r.C);
     p.x = map_of(x.at<S>(r.x_offset), r.x_stride, r.C);
+    const bool products = r.kernel == kToeplitz && p.x.vectors && p.dy.vectors;
+    p.plan = r.kernel == kGeneral ? general_weight_gradient(s)
+                                  : choose_weight_gradient(s, sizeof(S), limit, products);
     const int64_t rows = s.taps() + 1;
     Result<float> partials(p.plan.parts * rows * r.C);
     Result<S> dw(s.taps() * r.C), db(r.C);

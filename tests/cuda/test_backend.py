@@ -39,6 +39,32 @@ def test_declines_other_devices_and_dtypes() -> None:
 
 
 @built
+@pytest.mark.parametrize(
+    ("capability", "architectures", "reason"),
+    [
+        ((7, 5), ("80", "90a", "100"), r"compute capability \(7, 5\), expected at least \(8, 0\)"),
+        ((8, 6), ("90a",), r"compute capability \(8, 6\), the extension was built for sm_90a"),
+    ],
+    ids=["older than sm_80", "built for another"],
+)
+def test_declines_a_gpu_that_runs_none_of_it(
+    capability, architectures, reason, monkeypatch
+) -> None:
+    """Asked for it is an error that says so; else the call goes elsewhere."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr(cuda.cannot_run, "__defaults__", (architectures,))
+    with FakeTensorMode():
+        x, weight = (torch.empty(s, device="cuda") for s in ((1, 2, 3, 3, 4), (4, 1, 3, 3, 3)))
+        with uk.use_backend("cuda"), pytest.raises(uk.BackendError, match=f"cuda:0 has {reason}"):
+            uk.depthwise_conv3d(x, weight)
+        assert "cuda       serves" not in uk.explain("depthwise_conv3d", x, weight)
+        tokens, importance = (torch.empty(s, device="cuda") for s in ((1, 9, 4), (1, 9)))
+        with uk.use_backend("cuda"), pytest.raises(uk.BackendError, match=reason):
+            uk.token_shrink(tokens, importance, 3)
+
+
+@built
 def test_declines_float64() -> None:
     with FakeTensorMode():
         x = torch.empty(1, 3, 3, 3, 2, dtype=torch.float64, device="cuda")

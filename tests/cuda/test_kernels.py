@@ -59,6 +59,12 @@ def test_less_shared_memory(emulator) -> None:
     hold(emulator, (1, 3, 4, 5, 8), (7, 5, 5), torch.float32, architecture=86)
 
 
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (5, 5, 5)], ids=str)
+def test_too_little_shared_memory(emulator, kernel) -> None:
+    """For every kernel but the general ones."""
+    hold(emulator, (2, 3, 4, 7, 16), kernel, torch.bfloat16, moments=False, architecture=75)
+
+
 def channels_first(t: Tensor) -> Tensor:
     return t.movedim(-1, 1).contiguous().movedim(1, -1)
 
@@ -74,16 +80,29 @@ def aligned_part(t: Tensor) -> Tensor:
     return room[..., 8:-8].copy_(t)
 
 
+def expanded(t: Tensor) -> Tensor:
+    """One number everywhere, as the gradient of a sum is."""
+    return t[:1, :1, :1, :1, :1].expand(t.shape)
+
+
+def one_frame(t: Tensor) -> Tensor:
+    """Again and again, and 16 bytes of it can be read at once."""
+    return t[:, :1].expand(t.shape)
+
+
 def flipped_axes(t: Tensor) -> Tensor:
     return t.permute(3, 1, 0, 2, 4).contiguous().permute(2, 1, 3, 0, 4)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 @pytest.mark.parametrize(
-    "layout", [channels_first, shifted, aligned_part, flipped_axes], ids=lambda f: f.__name__
+    "layout",
+    [channels_first, shifted, aligned_part, expanded, one_frame, flipped_axes],
+    ids=lambda f: f.__name__,
 )
 def test_layouts(emulator, layout, dtype) -> None:
     hold(emulator, (2, 2, 5, 6, 16), (3, 3, 3), dtype, layout)
+    hold(emulator, (2, 2, 5, 6, 16), (5, 5, 5), dtype, layout, by="toeplitz")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

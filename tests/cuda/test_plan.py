@@ -137,11 +137,14 @@ every_product = given(
 
 def plan_products(shape, frames, architecture, *, gradient) -> dict[str, int]:
     """What both have in common holds of it."""
-    _, T, H, W, C = shape
+    B, T, H, W, C = shape
     p = _introspect.depthwise_conv_plan(
         shape, (frames, 5, 5), 2, architecture, gradient=gradient, toeplitz=True
     )
-    assert p["tiled"]
+    if not p["toeplitz"]:  # another kernel serves
+        assert not gradient
+        assert p["shared_limit"] < 112 * 1024 or B * T * H * W * C > 2**31
+        return p
     assert covers(p["down"], 4 * p["tiles_down"], H)
     assert covers(p["across"], 4 * p["tiles_across"], W)
     assert covers(p["chunks"], p["frames"], T)
@@ -157,13 +160,15 @@ def plan_products(shape, frames, architecture, *, gradient) -> dict[str, int]:
 def test_matrix_products(shape, frames, architecture) -> None:
     B, T, *_ = shape
     p = plan_products(shape, frames, architecture, gradient=False)
+    if not p["toeplitz"]:
+        return
     assert p["channels"] == p["threads"] // 32
     assert p["parts"] == B * p["down"] * p["across"] * p["chunks"]
     staged = min(T, p["frames"] + frames - 1) * (4 * p["tiles_down"] + 4)
     staged *= (4 * p["tiles_across"] + 4) * p["channels"] * 2
     results, moments = 2 * 8 * 16 * p["channels"] * 2, 2 * p["threads"] * 4
     assert staged + results + moments <= p["shared"] <= 112 * 1024
-    assert p["shared"] <= p["shared_limit"] or p["shared_limit"] < 112 * 1024  # else another kernel
+    assert p["shared"] <= p["shared_limit"]
 
 
 @many
