@@ -273,7 +273,7 @@ def main() -> None:
     parser.add_argument(
         "--winners",
         action="store_true",
-        help="choose among kernels only, in a minute: tile sizes stay as the table has them",
+        help="choose among kernels only: tile sizes stay as the table has them",
     )
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -286,8 +286,9 @@ def main() -> None:
     ]
     time = partial(do_bench, return_mode="median")
     name = tuning.architecture(device)
+    rows: dict[str, dict[str, tuning.Options]]
     if options.winners:
-        rows = {k: found for k, found in tuning.rows(name).items() if k in tuning.KERNELS}
+        rows = {k: dict(found) for k, found in tuning.rows(name).items() if k in tuning.KERNELS}
     else:
         rows = tune(calls, device, time)
         tuning.rewrite(name, rows)  # with which Triton's kernels are their best
