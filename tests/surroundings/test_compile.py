@@ -17,6 +17,9 @@ from tests.surroundings.models import (
     same_gradients,
 )
 
+FEW = {"depths": (1, 0, 1, 0)}
+"""A block of either kind: those of the other stages would be compiled alike."""
+
 
 def batches(kind: str, *sizes: int) -> list[Tensor]:
     inputs = [input_of(kind, size) for size in sizes]
@@ -39,7 +42,7 @@ def test_forward_is_compiled_once_for_every_batch(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["image", "light"])
 def test_training_is_compiled_once_for_every_batch(kind: str) -> None:
     torch.compiler.reset()
-    plain, counter = model_of(kind).train(), CompileCounterWithBackend("aot_eager")
+    plain, counter = model_of(kind, **FEW).train(), CompileCounterWithBackend("aot_eager")
     model = copy.deepcopy(plain)
     compiled = torch.compile(model, fullgraph=True, backend=counter)
     for x in batches(kind, 2, 3):
@@ -55,7 +58,7 @@ def test_training_is_compiled_once_for_every_batch(kind: str) -> None:
 def test_batches_of_unforeseen_sizes_cost_one_more_compilation() -> None:
     """PyTorch first takes a size for a constant; from its second on it is open."""
     torch.compiler.reset()
-    model, counter = model_of("image"), CompileCounterWithBackend("eager")
+    model, counter = model_of("image", **FEW), CompileCounterWithBackend("eager")
     compiled = torch.compile(model, fullgraph=True, backend=counter)
     with torch.no_grad():
         for batch in (2, 3, 4, 7):
@@ -66,7 +69,7 @@ def test_batches_of_unforeseen_sizes_cost_one_more_compilation() -> None:
 
 def test_inductor_trains() -> None:
     torch.compiler.reset()
-    plain = model_of("image").train()
+    plain = model_of("image", **FEW).train()
     model = copy.deepcopy(plain)
     x = input_of("image")
     for function in (torch.compile(model, fullgraph=True), plain):
