@@ -281,6 +281,7 @@ setup(
     packages=[
         *find_packages(include=["uniformer_kernels", "uniformer_kernels.*"]),
         *find_packages("python", include=["uniformer", "uniformer.*"]),
+        *("uniformer.recipes", "uniformer.recipes.families"),  # of data alone
     ],
     package_dir={"uniformer": "python/uniformer", "uniformer_kernels": "uniformer_kernels"},
     ext_modules=[

@@ -34,12 +34,13 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "dist").exists():
             new = folder / "new"
-            run(
+            said = run(
                 *(sys.executable, "setup.py", "--quiet"),
                 *("build", "--build-base", folder / "build"),  # ours may hold files that are gone
                 *("sdist", "--dist-dir", new, "bdist_wheel", "--dist-dir", new),
                 **(os.environ | {"UNIFORMER_KERNELS_CUDA": "0"}),  # which would take minutes
             )
+            assert "absent from the `packages` configuration" not in said
             new.rename(folder / "dist")
     return folder / "dist"
 
