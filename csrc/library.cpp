@@ -48,16 +48,19 @@ STABLE_TORCH_LIBRARY(uniformer_kernels, m) {
   // The sums of x - shift and of its square over the rows, [2, C]; what they give to x, on top of dy.
   m.def("moments(Tensor x, Tensor? shift) -> Tensor");
   m.def("moments_backward(Tensor? dy, Tensor x, Tensor? shift, Tensor dmoments) -> Tensor");
-  // Whether the two operators behind it take matrices of float32, too.
+  // Whether the three operators behind it take matrices of float32, too.
   m.def("multiplies_float32() -> bool");
+  // A layer as they multiply by it; what is packed for another processor is packed again.
+  m.def("bfloat16_pack(Tensor weight, Tensor? bias) -> Tensor");
   // [residual +] activation(x weight' + bias) of matrices of bfloat16; the activation is "gelu",
   // "quick_gelu" or, between no two layers, "".  The result has the residual's dtype.
   m.def(
-      "bfloat16_linear(Tensor x, Tensor weight, Tensor? bias, str activation, Tensor? residual) -> "
-      "Tensor");
+      "bfloat16_linear(Tensor x, Tensor weight, Tensor? bias, str activation, Tensor? residual, "
+      "Tensor? packed=None) -> Tensor");
   m.def(
       "bfloat16_feed_forward(Tensor x, Tensor fc1_weight, Tensor? fc1_bias, Tensor fc2_weight, "
-      "Tensor? fc2_bias, str activation, Tensor? residual) -> Tensor");
+      "Tensor? fc2_bias, str activation, Tensor? residual, Tensor? fc1_packed=None, "
+      "Tensor? fc2_packed=None) -> Tensor");
   // In place: the activation of z, and the gradient of z from that of it.
   m.def("activation_backward_(Tensor(a!) z, Tensor(b!) dhidden, bool quick) -> ()");
   // Of a linear layer, dy' x and the sums of dy, in float32.
@@ -81,6 +84,7 @@ STABLE_TORCH_LIBRARY_IMPL(uniformer_kernels, CPU, m) {
   m.impl("token_recover_backward", TORCH_BOX(&uk::token_recover_backward));
   m.impl("moments", TORCH_BOX(&uk::moments));
   m.impl("moments_backward", TORCH_BOX(&uk::moments_backward));
+  m.impl("bfloat16_pack", TORCH_BOX(&uk::bfloat16_pack));
   m.impl("bfloat16_linear", TORCH_BOX(&uk::bfloat16_linear));
   m.impl("bfloat16_feed_forward", TORCH_BOX(&uk::bfloat16_feed_forward));
   m.impl("activation_backward_", TORCH_BOX(&uk::activation_backward_));

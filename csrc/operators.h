@@ -67,13 +67,18 @@ std::tuple<Tensor, Tensor> window_attention_backward(const Tensor& dout, const T
 // Whether bfloat16_linear and bfloat16_feed_forward take float32, too.
 bool multiplies_float32();
 
+// A weight as the tiles take it, so that the products need not lay it out at every call.
+Tensor bfloat16_pack(const Tensor& weight, const OptionalTensor& bias);
+
 Tensor bfloat16_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-                       const std::string& activation, const OptionalTensor& residual);
+                       const std::string& activation, const OptionalTensor& residual,
+                       const OptionalTensor& packed);
 
 Tensor bfloat16_feed_forward(const Tensor& x, const Tensor& fc1_weight,
                              const OptionalTensor& fc1_bias, const Tensor& fc2_weight,
                              const OptionalTensor& fc2_bias, const std::string& activation,
-                             const OptionalTensor& residual);
+                             const OptionalTensor& residual, const OptionalTensor& fc1_packed,
+                             const OptionalTensor& fc2_packed);
 
 void activation_backward_(Tensor& z, Tensor& dhidden, bool quick);
 

@@ -2,7 +2,8 @@
 
 The compiled kernels pack the weight for the processor's own products, AMX's where it has them, and
 keep what lies between two layers in its caches. With AMX they also serve float32, at its full
-precision: every number is the sum of three of bfloat16.
+precision: every number is the sum of three of bfloat16. A weight is packed for every call, unless
+it comes with its ``packed`` form.
 """
 
 from __future__ import annotations
@@ -25,17 +26,23 @@ def _multiplies_float32() -> bool:
     return kernels("cpu").multiplies_float32()
 
 
+def pack(weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A layer as the kernels of this processor multiply by it; others pack the weight again."""
+    return kernels("cpu").bfloat16_pack(_packable(weight), _vector(bias))
+
+
 def linear(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     activation: str = "",
     residual: Tensor | None = None,
+    packed: Tensor | None = None,
 ) -> Tensor:
     """``[residual +] activation(x weightᵀ + bias)``, in the wider dtype of ``x`` and residual."""
     fused, rest = _fusable(x, residual)
     y = kernels("cpu").bfloat16_linear(
-        _rows(x), _packable(weight), _vector(bias), activation, fused
+        _rows(x), _packable(weight), _vector(bias), activation, fused, packed
     )
     return y if rest is None else rest + y
 
@@ -48,6 +55,8 @@ def feed_forward(
     fc2_bias: Tensor | None,
     activation: str,
     residual: Tensor | None = None,
+    fc1_packed: Tensor | None = None,
+    fc2_packed: Tensor | None = None,
 ) -> Tensor:
     """``[residual +] fc2(activation(fc1(x)))``, in the wider dtype of ``x`` and residual."""
     fused, rest = _fusable(x, residual)
@@ -59,6 +68,8 @@ def feed_forward(
         _vector(fc2_bias),
         activation,
         fused,
+        fc1_packed,
+        fc2_packed,
     )
     return y if rest is None else rest + y
 
@@ -82,9 +93,20 @@ def _vector(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.contiguous()
 
 
+@register_fake("bfloat16_pack")
+def _fake_pack(weight: Tensor, bias: Tensor | None) -> Tensor:
+    size = torch.library.get_ctx().new_dynamic_size()  # the processor's business
+    return weight.new_empty(size, dtype=torch.uint8)
+
+
 @register_fake("bfloat16_linear")
 def _fake_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    residual: Tensor | None,
+    packed: Tensor | None = None,
 ) -> Tensor:
     return _fake(x, weight, residual)
 
@@ -98,6 +120,8 @@ def _fake_feed_forward(
     fc2_bias: Tensor | None,
     activation: str,
     residual: Tensor | None,
+    fc1_packed: Tensor | None = None,
+    fc2_packed: Tensor | None = None,
 ) -> Tensor:
     return _fake(x, fc2_weight, residual)
 

@@ -141,7 +141,12 @@ def _layer_norm(
 
 @_decomposes
 def _product(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    residual: Tensor | None,
+    packed: Tensor | None = None,
 ) -> Tensor:
     return reference.linear(x, weight, bias, activation=activation or None, residual=residual)
 
@@ -168,6 +173,8 @@ def _feed_forward(
     fc2_bias: Tensor | None,
     activation: str,
     residual: Tensor | None,
+    fc1_packed: Tensor | None = None,
+    fc2_packed: Tensor | None = None,
 ) -> Tensor:
     return reference.feed_forward(
         x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, activation=activation, residual=residual

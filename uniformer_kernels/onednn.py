@@ -25,7 +25,8 @@ _HIDDEN = 2**23  # bytes of hidden activations that exist at once: they stay in 
 
 _LIBRARY = torch.library.Library("uniformer_kernels", "FRAGMENT")
 _LIBRARY.define(
-    "product(Tensor x, Tensor weight, Tensor? bias, str activation, Tensor? residual) -> Tensor"
+    "product(Tensor x, Tensor weight, Tensor? bias, str activation, Tensor? residual, "
+    "Tensor? packed=None) -> Tensor"
 )
 _LIBRARY.define(
     "convolution(Tensor x, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding) "
@@ -33,7 +34,8 @@ _LIBRARY.define(
 )
 _LIBRARY.define(
     "feed_forward(Tensor x, Tensor fc1_weight, Tensor? fc1_bias, Tensor fc2_weight, "
-    "Tensor? fc2_bias, str activation, Tensor? residual) -> Tensor"
+    "Tensor? fc2_bias, str activation, Tensor? residual, Tensor? fc1_packed=None, "
+    "Tensor? fc2_packed=None) -> Tensor"
 )
 _LIBRARY.define(
     "pointwise_feed_forward(Tensor x, Tensor residual, Tensor pw_weight, Tensor? pw_bias, "
@@ -67,9 +69,10 @@ def product(
     bias: Tensor | None = None,
     activation: str = "",
     residual: Tensor | None = None,
+    packed: Tensor | None = None,
 ) -> Tensor:
     """``[residual +] activation(x weightᵀ + bias)``, in the wider dtype of ``x`` and residual."""
-    return torch.ops.uniformer_kernels.product(x, weight, bias, activation, residual)
+    return torch.ops.uniformer_kernels.product(x, weight, bias, activation, residual, packed)
 
 
 def weight_gradient(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,10 +123,11 @@ def _product(
     bias: Tensor | None,
     activation: str = "",
     residual: Tensor | None = None,
+    packed: Tensor | None = None,
 ) -> Tensor:
-    few = x.dtype == torch.float32 and x.shape[0] <= _FEW
+    few = x.dtype == torch.float32 and x.shape[0] <= _FEW and packed is None
     if bfloat16.multiplies(x.dtype) and not few:
-        return bfloat16.linear(x, weight, bias, activation, residual)
+        return bfloat16.linear(x, weight, bias, activation, residual, packed)
     gelu = activation == "gelu"
     fused: tuple[str, list, str] = ("gelu", [], "none") if gelu else ("none", [], "")
     if bias is not None:
@@ -138,7 +142,12 @@ def _product(
 
 @register_fake("product")
 def _fake_product(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    residual: Tensor | None,
+    packed: Tensor | None = None,
 ) -> Tensor:
     dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
     return x.new_empty((x.shape[0], weight.shape[0]), dtype=dtype)
@@ -183,13 +192,16 @@ def _feed_forward(
     fc2_bias: Tensor | None,
     activation: str,
     residual: Tensor | None,
+    fc1_packed: Tensor | None = None,
+    fc2_packed: Tensor | None = None,
 ) -> Tensor:
     (hidden, _), out = fc1_weight.shape, fc2_weight.shape[0]
     shape, x = (*x.shape[:-1], out), rows(x)
     residual = None if residual is None else rows(residual)
     if bfloat16.multiplies(x.dtype):
         layers = fc1_weight, fc1_bias, fc2_weight, fc2_bias
-        return bfloat16.feed_forward(x, *layers, activation, residual).view(shape)
+        packed = fc1_packed, fc2_packed
+        return bfloat16.feed_forward(x, *layers, activation, residual, *packed).view(shape)
     dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
     y = x.new_empty(shape, dtype=dtype)
     y_rows = y.view(-1, out)

@@ -39,54 +39,69 @@ struct QuickGelu {
 };
 
 #if defined(__AVX512F__)
-// Functions of x that are odd but for a half, to 20 bits, of which bfloat16 shows 8: by cubic
-// polynomials around every quarter, looked up in registers.
+// A function of x that is 0 from -6 down and 1 from 6 up: polynomials on intervals of 0.4, looked up
+// in registers.  Of the normal distribution four coefficients give 17 bits, of which bfloat16 shows
+// 8, and six give 26.
+template <int COUNT>
 class Table {
  public:
-  // `function` of x >= 0 is 1 from 7.75 on.
   template <class F>
   explicit Table(F function) {
-    for (int i = 0; i < 32; ++i) {
-      // Through the Chebyshev nodes of [-1/2, 1/2].
-      double y[4], u[4];
-      for (int k = 0; k < 4; ++k) {
-        u[k] = 0.5 * __builtin_cos((2 * k + 1) * 0.39269908169872415);
-        y[k] = function((i + u[k]) / 4) - 0.5;
-      }
-      for (int order = 1; order < 4; ++order)
-        for (int k = 3; k >= order; --k) y[k] = (y[k] - y[k - 1]) / (u[k] - u[k - order]);
-      double c[4] = {y[3], 0, 0, 0};
-      for (int k = 2; k >= 0; --k) {
-        for (int order = 3 - k; order > 0; --order) c[order] = c[order - 1] - u[k] * c[order];
-        c[0] = y[k] - u[k] * c[0];
-      }
-      for (int order = 0; order < 4; ++order) coefficient_[order][i] = static_cast<float>(c[order]);
+    for (int i = -15; i <= 15; ++i) {
+      double c[COUNT] = {i == 15 ? 1. : 0.};
+      if (i > -15 && i < 15) interpolate(function, i, c);
+      for (int order = 0; order < COUNT; ++order)
+        coefficient_[order][i & 31] = static_cast<float>(c[order]);
     }
-    for (int order = 0; order < 4; ++order) coefficient_[order][31] = order ? 0.f : 0.5f;
-    coefficient_[0][0] = 0.f;  // not merely small
   }
 
   vec<float> at(vec<float> x) const {
-    const __m512 sign = _mm512_set1_ps(-0.f), magic = _mm512_set1_ps(12582912.f);
-    const __m512 magnitude =
-        _mm512_min_ps(_mm512_set1_ps(7.75f), _mm512_andnot_ps(sign, (__m512)x));  // a NaN stays
-    const __m512 shifted = _mm512_fmadd_ps(magnitude, _mm512_set1_ps(4.f), magic);
-    const vec<float> u =
-        (vec<float>)_mm512_fmsub_ps(magnitude, _mm512_set1_ps(4.f), _mm512_sub_ps(shifted, magic));
-    vec<float> c[4];
-#pragma GCC unroll 4
-    for (int order = 0; order < 4; ++order)
+    constexpr int kNearerZero = 2;  // with the sign of the first; of a NaN, the other
+    const __m512 inner = _mm512_range_ps((__m512)x, _mm512_set1_ps(6.f), kNearerZero);
+    const __m512 magic = _mm512_set1_ps(12582912.f);
+    const __m512 shifted = _mm512_fmadd_ps(inner, _mm512_set1_ps(kScale), magic);
+    vec<float> u = (vec<float>)inner;
+    if constexpr (kCentred)
+      u = (vec<float>)_mm512_fmsub_ps(inner, _mm512_set1_ps(kScale),
+                                      _mm512_sub_ps(shifted, magic));
+    vec<float> c[COUNT];
+#pragma GCC unroll 6
+    for (int order = 0; order < COUNT; ++order)
       c[order] = (vec<float>)_mm512_permutex2var_ps(
           _mm512_load_ps(coefficient_[order]), _mm512_castps_si512(shifted),
           _mm512_load_ps(coefficient_[order] + 16));
-    const vec<float> p = ((c[3] * u + c[2]) * u + c[1]) * u + c[0];
-    return (vec<float>)_mm512_xor_ps((__m512)p, _mm512_and_ps(sign, (__m512)x)) + 0.5f;
+    vec<float> p = c[COUNT - 1];
+#pragma GCC unroll 6
+    for (int order = COUNT - 2; order >= 0; --order) p = p * u + c[order];
+    return p;
   }
 
  private:
-  alignas(64) float coefficient_[4][32];
+  static constexpr float kScale = 2.5f;
+  static constexpr bool kCentred = COUNT > 4;  // with fewer, the digits lost are not missed
+
+  // Through the Chebyshev nodes of the interval around i.
+  template <class F>
+  static void interpolate(F function, int i, double (&c)[COUNT]) {
+    double y[COUNT], u[COUNT];
+    for (int k = 0; k < COUNT; ++k) {
+      const double x = (i + 0.5 * __builtin_cos((2 * k + 1) * 1.5707963267948966 / COUNT)) / kScale;
+      u[k] = kCentred ? x * kScale - i : x;
+      y[k] = function(x);
+    }
+    for (int order = 1; order < COUNT; ++order)
+      for (int k = COUNT - 1; k >= order; --k) y[k] = (y[k] - y[k - 1]) / (u[k] - u[k - order]);
+    c[0] = y[COUNT - 1];
+    for (int k = COUNT - 2; k >= 0; --k) {
+      for (int order = COUNT - 1 - k; order > 0; --order) c[order] = c[order - 1] - u[k] * c[order];
+      c[0] = y[k] - u[k] * c[0];
+    }
+  }
+
+  alignas(64) float coefficient_[COUNT][32] = {};
 };
 
+template <int COUNT>
 struct TableGelu {
   Curve both(vec<float> x) const { return {value(x), slopes_.at(x)}; }
   vec<float> value(vec<float> x) const { return x * values_.at(x); }
@@ -97,7 +112,7 @@ struct TableGelu {
     return below(x) + x * 0.3989422804014327 * __builtin_exp(-0.5 * x * x);
   }
 
-  Table values_{below}, slopes_{slope};
+  Table<COUNT> values_{below}, slopes_{slope};
 };
 #endif
 
@@ -106,12 +121,11 @@ template <class S, class Run>
 UK_INLINE void with_activation(bool quick, Run run) {
   if (quick) return run(QuickGelu());
 #if defined(__AVX512F__)
-  if constexpr (sizeof(S) == 2) {
-    static const TableGelu gelu;
-    return run(gelu);
-  }
-#endif
+  static const TableGelu<sizeof(S) == 2 ? 4 : 6> gelu;
+  return run(gelu);
+#else
   run(Gelu());
+#endif
 }
 
 }  // namespace

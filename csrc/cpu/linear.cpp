@@ -3,6 +3,7 @@
 #include "linear.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "host.h"
 #include "operators.h"
@@ -49,11 +50,19 @@ bool has_rows(const Tensor& t) { return t.stride(1) == 1 || t.size(1) <= 1; }
 template <class X>
 constexpr ScalarType kType = sizeof(X) == 2 ? ScalarType::BFloat16 : ScalarType::Float;
 
-// A packed layer and the memory it lies in.
+// What a packed layer is of, and for which kernels; in front of it.
+struct Tag {
+  int64_t set, bytes, inputs, outputs;
+};
+constexpr int64_t kFront = 64;  // bytes: the weight stays aligned
+static_assert(sizeof(Tag) <= kFront);
+
+// A packed layer and the memory it lies in: `packed`, where that is of this layer for this
+// processor, or its own.
 struct Layer : PackedLayer {
   template <class X, class Y>
-  Layer(const LinearKernels<X, Y>& kernel, const Tensor& weight,
-        const std::optional<Tensor>& bias) {
+  Layer(const LinearKernels<X, Y>& kernel, const Tensor& weight, const std::optional<Tensor>& bias,
+        const std::optional<Tensor>& packed = {}) {
     outputs = weight.size(0), inputs = weight.size(1);
     const int64_t row = outputs > 1 ? weight.stride(0) : 1;
     const int64_t column = inputs > 1 ? weight.stride(1) : 1;
@@ -62,26 +71,34 @@ struct Layer : PackedLayer {
     check(!bias || (bias->dim() == 1 && bias->size(0) == outputs && bias->is_contiguous() &&
                     bias->scalar_type() == kType<X>),
           "bias [C_out] of x's dtype, contiguous");
-    const int64_t panels = divide_up(outputs, kernel.panel);
-    const int64_t size = divide_up(inputs, kernel.depth) * kernel.depth * kernel.panel;
-    const int64_t bytes = size * kernel.bytes;
-    weight_ = torch::stable::new_empty(weight, {panels * bytes}, ScalarType::Byte);
-    bias_ = torch::stable::new_zeros(weight, {panels * kernel.panel}, ScalarType::Float);
-    const X* in = static_cast<const X*>(weight.const_data_ptr());
-    char* out = static_cast<char*>(weight_.mutable_data_ptr());
-    torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i)
-        kernel.pack(in, row, column, inputs, outputs, i, out + i * bytes);
-    });
-    float* numbers = static_cast<float*>(bias_.mutable_data_ptr());
-    if (bias)
-      for (int64_t o = 0; o < outputs; ++o)
-        numbers[o] = static_cast<const typename host<X>::type*>(bias->const_data_ptr())[o];
-    this->weight = out, this->bias = numbers;
+    const int64_t panels = divide_up(outputs, kernel.panel), padded = panels * kernel.panel;
+    const int64_t bytes = divide_up(inputs, kernel.depth) * kernel.depth * kernel.panel * kernel.bytes;
+    const int64_t behind = kFront + panels * bytes, size = behind + padded * sizeof(float);
+    const Tag tag = {static_cast<int64_t>(instruction_set()), kernel.bytes, inputs, outputs};
+    if (packed && packed->scalar_type() == ScalarType::Byte && packed->is_contiguous() &&
+        packed->numel() == size && !std::memcmp(packed->const_data_ptr(), &tag, sizeof(tag))) {
+      memory = *packed;
+    } else {
+      memory = torch::stable::new_empty(weight, {size}, ScalarType::Byte);
+      char* out = static_cast<char*>(memory.mutable_data_ptr());
+      std::memcpy(out, &tag, sizeof(tag));
+      std::memset(out + sizeof(tag), 0, kFront - sizeof(tag));
+      const X* in = static_cast<const X*>(weight.const_data_ptr());
+      torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i)
+          kernel.pack(in, row, column, inputs, outputs, i, out + kFront + i * bytes);
+      });
+      float* numbers = reinterpret_cast<float*>(out + behind);
+      std::fill_n(numbers, padded, 0.f);
+      if (bias)
+        std::copy_n(static_cast<const typename host<X>::type*>(bias->const_data_ptr()), outputs,
+                    numbers);
+    }
+    const char* data = static_cast<const char*>(memory.const_data_ptr());
+    this->weight = data + kFront, this->bias = reinterpret_cast<const float*>(data + behind);
   }
 
- private:
-  Tensor weight_, bias_;
+  Tensor memory;
 };
 
 // Any split gives the same result, so it may follow the number of threads.
@@ -135,15 +152,23 @@ bool multiplies_float32() {
 #endif
 }
 
+Tensor bfloat16_pack(const Tensor& weight, const std::optional<Tensor>& bias) {
+  return with_kernels(weight, {}, [&](const auto& kernel) {
+    check(weight.dim() == 2, "weight [C_out, C_in]");
+    return Layer(kernel, weight, bias).memory;
+  });
+}
+
 Tensor bfloat16_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                       const std::string& activation, const std::optional<Tensor>& residual) {
+                       const std::string& activation, const std::optional<Tensor>& residual,
+                       const std::optional<Tensor>& packed) {
   check(weight.dim() == 2 && x.dim() == 2 && x.size(1) == weight.size(1), "weight [C_out, C]");
   LinearShape s = {};
   s.activation = activation == "gelu"         ? Activation::gelu
                  : activation == "quick_gelu" ? Activation::quick_gelu
                                               : Activation::none;
   return with_kernels(x, residual, [&](const auto& kernel) {
-    const Layer layer(kernel, weight, bias);
+    const Layer layer(kernel, weight, bias, packed);
     return compute(kernel, s, x, layer.outputs, residual, layer.inputs, [&](auto... of_task) {
       kernel.linear(s, layer, of_task...);
     });
@@ -153,14 +178,17 @@ Tensor bfloat16_linear(const Tensor& x, const Tensor& weight, const std::optiona
 Tensor bfloat16_feed_forward(const Tensor& x, const Tensor& fc1_weight,
                              const std::optional<Tensor>& fc1_bias, const Tensor& fc2_weight,
                              const std::optional<Tensor>& fc2_bias, const std::string& activation,
-                             const std::optional<Tensor>& residual) {
+                             const std::optional<Tensor>& residual,
+                             const std::optional<Tensor>& fc1_packed,
+                             const std::optional<Tensor>& fc2_packed) {
   check(fc1_weight.dim() == 2 && fc2_weight.dim() == 2 && x.dim() == 2 &&
             x.size(1) == fc1_weight.size(1) && fc1_weight.size(0) == fc2_weight.size(1),
         "fc1_weight [hidden, C] and fc2_weight [C_out, hidden]");
   LinearShape s = {};
   s.activation = activation == "gelu" ? Activation::gelu : Activation::quick_gelu;
   return with_kernels(x, residual, [&](const auto& kernel) {
-    const Layer first(kernel, fc1_weight, fc1_bias), second(kernel, fc2_weight, fc2_bias);
+    const Layer first(kernel, fc1_weight, fc1_bias, fc1_packed);
+    const Layer second(kernel, fc2_weight, fc2_bias, fc2_packed);
     return compute(kernel, s, x, second.outputs, residual, first.outputs, [&](auto... of_task) {
       kernel.feed_forward(s, first, second, of_task...);
     });

@@ -114,23 +114,25 @@ Left place(N* data, int64_t width) {
   return {data, kParts<Left> == 1 ? apart(width) : kParts<Left> * width};
 }
 
-// Calls visit(row, output, sums [rows, kPanel], rows, outputs) for all of x times the weight, by
-// tiles or by a few rows of one.  `sums` has room for kRows of them.
+// Calls visit(row, output, sums [rows, kPanel], rows, outputs) for all of layer(x), by tiles or by a
+// few rows of one.  There is room for kRoom numbers in `sums`.
 #if defined(__AMX_BF16__)
+constexpr int64_t kRoom = 2 * kRows * kPanel;  // one tile is visited while the next is summed
+
 template <int ROWS, class Meanwhile>
-UK_INLINE void multiply_block(const Rows<N>& x, int64_t row, const N* right, int64_t n, float* out,
-                              Meanwhile meanwhile) {
-  multiply_tiles<ROWS, 2>(x.at(row, 0), x.stride, right, kPanel * kWord<N>, n, out, kPanel, false,
-                          meanwhile);
+UK_INLINE void multiply_block(const Rows<N>& x, int64_t row, const N* right, int64_t n,
+                              const float* bias, float* out, Meanwhile meanwhile) {
+  multiply_tiles<ROWS, 2>(x.at(row, 0), x.stride, right, kPanel * kWord<N>, n, out, kPanel,
+                          {bias, 0}, meanwhile);
 }
 
 template <int ROWS, class Meanwhile>
 UK_INLINE void multiply_block(const SplitRows& x, int64_t row, const N* right, int64_t n,
-                              float* out, Meanwhile meanwhile) {
-  multiply_split<ROWS>(x, row, right, n, out, kPanel, false, meanwhile);
+                              const float* bias, float* out, Meanwhile meanwhile) {
+  multiply_split<ROWS>(x, row, right, n, out, kPanel, {bias, 0}, meanwhile);
 }
 
-UK_INLINE void repair(const Rows<N>&, int64_t, const N*, int64_t, float*) {}
+UK_INLINE void repair(const Rows<N>&, int64_t, const N*, int64_t, const float*, float*) {}
 
 // What is left to visit of the last tile, and how many of its rows at every step of the next one.
 template <class Left, class Visit>
@@ -139,12 +141,13 @@ struct Pending {
   const Visit& visit;
   int64_t inputs;
   const N* right = nullptr;
+  const float* bias = nullptr;
   float* sums = nullptr;
   int64_t row = 0, output = 0, rows = 0, outputs = 0, each = 0;
   const N* ahead = nullptr;  // what to fetch
 
   [[gnu::always_inline]] void advance(int64_t count) {
-    for (int64_t r = 0; r < count; ++r) repair(x, row + r, right, inputs, sums + r * kPanel);
+    for (int64_t r = 0; r < count; ++r) repair(x, row + r, right, inputs, bias, sums + r * kPanel);
     visit(row, output, sums, count, outputs);
     row += count, rows -= count, sums += count * kPanel;
   }
@@ -172,26 +175,30 @@ UK_INLINE void multiply(const Left& x, int64_t rows, const PackedLayer& layer, f
   const int64_t group = max(kGroup / (n * kPanel), 1) * kPanel, steps = all / kDepth<N>;
   Pending<Left, Visit> pending{x, visit, n};
   const Meanwhile<Pending<Left, Visit>> meanwhile{&pending};
+  float* out = sums;
   remember(x.data);
   for (int64_t first = 0; first < layer.outputs; first += group)
     for (int64_t r = 0; r < rows; r += kRows)
       for (int64_t o = first; o < min(first + group, layer.outputs); o += kPanel) {
         const int64_t count = min(kRows, rows - r);
         const N* right = static_cast<const N*>(layer.weight) + o * all;
-        float* out = sums + (o - first) * kRows;
+        const float* bias = layer.bias + o;
         pending.ahead = right + 2 * kDepth<N> * kPanel;
         pending.each = (pending.rows + steps - 1) / steps;
         if (count > kRows / 2)
-          multiply_block<2>(x, r, right, n, out, meanwhile);
+          multiply_block<2>(x, r, right, n, bias, out, meanwhile);
         else
-          multiply_block<1>(x, r, right, n, out, meanwhile);
-        pending.sums = out, pending.right = right;
+          multiply_block<1>(x, r, right, n, bias, out, meanwhile);
+        pending.sums = out, pending.right = right, pending.bias = bias;
         pending.row = r, pending.output = o;
         pending.rows = count, pending.outputs = min(kPanel, layer.outputs - o);
+        out = out == sums ? sums + kRows * kPanel : sums;
       }
   if (pending.rows > 0) pending.advance(pending.rows);
 }
 #else
+constexpr int64_t kRoom = kRows * kPanel;
+
 template <class Visit>
 UK_INLINE void multiply(const Rows<N>& x, int64_t rows, const PackedLayer& layer, float* sums,
                         const Visit& visit) {
@@ -200,8 +207,10 @@ UK_INLINE void multiply(const Rows<N>& x, int64_t rows, const PackedLayer& layer
   for (int64_t o = 0; o < layer.outputs; o += kPanel, panel += whole * kPanel)
     for (int64_t r = 0; r < rows; r += kRows) {
       const int64_t count = min(kRows, rows - r);
+      for (int64_t i = 0; i < count; ++i)
+        __builtin_memcpy(sums + i * kPanel, layer.bias + o, kPanel * sizeof(float));
       product(count, kPanel, x.at(r, 0), x.stride, kWord<N>, panel,
-              kPanel * kWord<N>, whole, sums, kPanel, false);
+              kPanel * kWord<N>, whole, sums, kPanel, true);
       visit(r, o, sums, count, min(kPanel, layer.outputs - o));
     }
 }
@@ -248,11 +257,10 @@ UK_INLINE void store_panel(bf16* y, const vec<float> (&v)[kPanel / L]) {
 }
 #endif
 
-// What becomes of a tile: rows of `out` = [residual +] activation(sums + bias).
+// What becomes of a tile: rows of `out` = [residual +] activation(sums).
 template <class A, class Out, class Y>
 struct Finish {
   const A& activation;
-  const float* bias;
   Rows<const Y> residual;
   Out out;
 
@@ -268,14 +276,11 @@ struct Finish {
   template <bool RESIDUAL>
   [[gnu::always_inline]] void whole(int64_t row, int64_t output, const float* sums,
                                     int64_t rows) const {
-    vec<float> start[kPanel / L];
-#pragma GCC unroll 4
-    for (int64_t i = 0; i < kPanel / L; ++i) start[i] = load(bias + output + i * L);
     for (int64_t r = row; r < row + rows; ++r, sums += kPanel) {
       vec<float> v[kPanel / L];
 #pragma GCC unroll 4
       for (int64_t i = 0; i < kPanel / L; ++i) {
-        v[i] = activation.value(load(sums + i * L) + start[i]);
+        v[i] = activation.value(load(sums + i * L));
         if constexpr (RESIDUAL) v[i] += load(residual.at(r, output) + i * L);
       }
       if constexpr (kParts<Out> == 1)
@@ -290,7 +295,7 @@ struct Finish {
     for (int64_t r = row; r < row + rows; ++r, sums += kPanel)
       for (int64_t o = 0; o < outputs; o += L) {
         const int64_t count = min(L, outputs - o);
-        vec<float> v = activation.value(load(sums + o) + load(bias + output + o));
+        vec<float> v = activation.value(load(sums + o));
         if (residual.data) v += load_some<float>(residual.at(r, output + o), count, 1);
         store_some<float>(out.at(r, output + o), v, count);
       }
@@ -308,12 +313,11 @@ void linear_as(const A& activation, const LinearShape& s, const PackedLayer& lay
                const Y* residual, Y* y, int64_t task) {
   using Left = typename left_of<X>::type;
   const int64_t first = task * s.block, rows = min(s.block, s.rows - first);
-  const int64_t across = kRows * round_up(layer.outputs, kPanel);
   Left copy = place<Left>(nullptr, round_up(layer.inputs, kWhole));
-  float* sums = scratch<float>(across + round_up(rows, kRows) * copy.stride);
-  copy.data = (N*)(sums + across);
+  float* sums = scratch<float>(kRoom + round_up(rows, kRows) * copy.stride);
+  copy.data = (N*)(sums + kRoom);
   const Left input = left(x + first * s.x_stride, s.x_stride, rows, layer.inputs, copy);
-  const Finish<A, Rows<Y>, Y> out{activation, layer.bias,
+  const Finish<A, Rows<Y>, Y> out{activation,
                                   rows_of(residual, s.residual_stride, first),
                                   rows_of(y, layer.outputs, first)};
   multiply(input, rows, layer, sums, out);
@@ -337,20 +341,19 @@ void feed_forward(const LinearShape& s, const PackedLayer& fc1, const PackedLaye
   const TileRegisters registers;
   const int64_t first = task * s.block, rows = min(s.block, s.rows - first);
   const int64_t tall = round_up(rows, kRows);
-  const int64_t across = kRows * round_up(max(fc1.outputs, fc2.outputs), kPanel);
   Left hidden = place<Left>(nullptr, round_up(fc1.outputs, kPanel));
   Left copy = place<Left>(nullptr, round_up(fc1.inputs, kWhole));
-  float* sums = scratch<float>(across + tall * (hidden.stride + copy.stride));
-  hidden.data = (N*)(sums + across), copy.data = hidden.data + tall * hidden.stride;
+  float* sums = scratch<float>(kRoom + tall * (hidden.stride + copy.stride));
+  hidden.data = (N*)(sums + kRoom), copy.data = hidden.data + tall * hidden.stride;
   const Left input = left(x + first * s.x_stride, s.x_stride, rows, fc1.inputs, copy);
   PackedLayer whole = fc1;  // also writes the zeros behind the hidden activations
   whole.outputs = round_up(fc1.outputs, kPanel);
   with_activation<X>(s.activation == Activation::quick_gelu, [&](const auto& activation) {
-    const Finish<std::decay_t<decltype(activation)>, Left, N> out{activation, fc1.bias, {}, hidden};
+    const Finish<std::decay_t<decltype(activation)>, Left, N> out{activation, {}, hidden};
     multiply(input, rows, whole, sums, out);
   });
   const None none;
-  const Finish<None, Rows<Y>, Y> out{none, fc2.bias,
+  const Finish<None, Rows<Y>, Y> out{none,
                                      rows_of(residual, s.residual_stride, first),
                                      rows_of(y, fc2.outputs, first)};
   multiply(hidden, rows, fc2, sums, out);

@@ -27,7 +27,10 @@ constexpr int64_t kDepth<Split> = kDepth<bf16>;
 // The nearest number of bfloat16; halves go away from zero.
 UK_INLINE vec<float> head(vec<float> v) { return (vec<float>)(((words)v + 0x8000) & 0xffff0000); }
 
-// The same of any number: what is finite remains so, NaN NaN.
+// Its leading 8 bits: what is left of a rest has 8 more at most.
+UK_INLINE vec<float> leading(vec<float> v) { return (vec<float>)((words)v & 0xffff0000); }
+
+// The nearest, of any number: what is finite remains so, NaN NaN.
 UK_INLINE vec<float> first_part(vec<float> v) {
   const vec<float> first = head(v);
   const __mmask16 odd = _mm512_fpclass_ps_mask((__m512)(v - first), 0x99);  // infinite or NaN
@@ -40,7 +43,7 @@ struct Parts {
   vec<float> part[kSplit];
 
   UK_INLINE Parts of(vec<float> v) {
-    const vec<float> first = first_part(v), rest = v - first, second = head(rest);
+    const vec<float> first = first_part(v), rest = v - first, second = leading(rest);
     return {{first, second, rest - second}};
   }
 };
@@ -147,31 +150,18 @@ struct SplitColumns {
       split_turned(in + i * ldi + c, ldi, rows - i, columns - c, out.at(c, i));
 }
 
-// out [16 ROWS, 32] (+)= the product over n numbers, out's rows `ldo` apart.  `meanwhile.at(i)` is called for every part of
-// every 32 numbers, as by multiply_tiles.
+// out [16 ROWS, 32] = start + the product over n numbers, out's rows `ldo` apart.
+// `meanwhile.at(i)` is called for every part of every 32 numbers, as by multiply_tiles.
 template <int ROWS, class Meanwhile>
 UK_INLINE void multiply_split(const SplitRows& x, int64_t row, const bf16* b, int64_t n,
-                              float* out, int64_t ldo, bool accumulate, Meanwhile& meanwhile) {
+                              float* out, int64_t ldo, const Start& start,
+                              Meanwhile& meanwhile) {
   constexpr int64_t kBytes = kDepth<bf16> * sizeof(bf16);
   const int64_t line = ldo * sizeof(float);
   const bf16* a = x.at(row, 0);
   const int64_t lower = kEdge * x.stride;
   float* below = out + kEdge * ldo;
-  if (accumulate) {
-    _tile_loadd(0, out, line);
-    _tile_loadd(1, out + kEdge, line);
-    if constexpr (ROWS == 2) {
-      _tile_loadd(2, below, line);
-      _tile_loadd(3, below + kEdge, line);
-    }
-  } else {
-    _tile_zero(0);
-    _tile_zero(1);
-    if constexpr (ROWS == 2) {
-      _tile_zero(2);
-      _tile_zero(3);
-    }
-  }
+  start_tiles<ROWS, 2>(start);
   const auto left = [&](int64_t part) __attribute__((always_inline)) {
     _tile_loadd(4, a + part * kTileSize, kBytes);
     if constexpr (ROWS == 2) _tile_loadd(5, a + lower + part * kTileSize, kBytes);
@@ -215,25 +205,29 @@ template <class Meanwhile = const Nothing>
                               bool accumulate, Meanwhile& meanwhile = Nothing()) {
   remember(a.data);
   for (int64_t r = 0; r < rows; r += 32)
-    for (int64_t c = 0; c < width; c += 32)
-      multiply_split<2>(a, r, b.at(0, c), n, out + r * ldo + c, ldo, accumulate, meanwhile);
+    for (int64_t c = 0; c < width; c += 32) {
+      float* sums = out + r * ldo + c;
+      multiply_split<2>(a, r, b.at(0, c), n, sums, ldo, {accumulate ? sums : nullptr, ldo}, meanwhile);
+    }
 }
 
 UK_INLINE int64_t calls(int64_t rows, int64_t width, int64_t n) {
   return kSplit * ((rows + 31) / 32) * ((width + 31) / 32) * ((n + 31) / 32);
 }
 
-// Infinity times one part may be NaN where the number's own product is not: such sums come to what
-// first parts alone do.
-UK_INLINE void repair(const SplitRows& x, int64_t row, const bf16* b, int64_t n, float* sums) {
+// Infinity times one part may be NaN where the number's own product is not: such sums, begun with
+// `start`, come to what first parts alone do.
+UK_INLINE void repair(const SplitRows& x, int64_t row, const bf16* b, int64_t n,
+                      const float* start, float* sums) {
   constexpr int64_t L = lanes_of<float>;
   vec<float> v[2] = {load(sums), load(sums + L)};
   const vec<float> both = v[0] + v[1];
   if (__builtin_expect(_mm512_fpclass_ps_mask((__m512)both, 0x81) == 0, 1)) return;
   float first[2 * L];
+  __builtin_memcpy(first, start, sizeof(first));
   for (int64_t k = 0; k < n; k += kDepth<bf16>, b += kSplit * kRightPart)
     product_tile<1, 2>(x.at(row, k), 0, kWord<bf16>, b, 2 * kDepth<bf16>, kDepth<bf16>, first, 0,
-                       k > 0);
+                       true);
   for (int i = 0; i < 2; ++i) store(sums + i * L, v[i] == v[i] ? v[i] : load(first + i * L));
 }
 

@@ -32,17 +32,20 @@ class TileRegisters {
   TileRegisters(const TileRegisters&) = delete;
 };
 
-// `product` for ROWS x COLUMNS tiles: the sums are tiles 0 to 3, row by row.  While the tiles are
-// busy with numbers i.. of the reduction, `meanwhile.at(i)` makes use of the vector registers.
-template <int ROWS, int COLUMNS, class Meanwhile = Nothing>
-UK_INLINE void multiply_tiles(const bf16* a, int64_t row, const bf16* b, int64_t ldb, int64_t n,
-                              float* out, int64_t ldo, bool accumulate,
-                              Meanwhile meanwhile = {}) {
-  const int64_t line = ldo * sizeof(float);
-  float* lower = out + kEdge * ldo;
-  if (accumulate) {
-    _tile_loadd(0, out, line);
-    if constexpr (COLUMNS == 2) _tile_loadd(1, out + kEdge, line);
+// What sums begin with: numbers `apart` from one row to the next, 0 for the same in all; or nothing.
+struct Start {
+  const float* sums;
+  int64_t apart;
+};
+
+// Fills ROWS x COLUMNS tiles, the sums of the products here: tiles 0 to 3, row by row.
+template <int ROWS, int COLUMNS>
+UK_INLINE void start_tiles(const Start& start) {
+  if (start.sums) {
+    const int64_t line = start.apart * sizeof(float);
+    const float* lower = start.sums + kEdge * start.apart;
+    _tile_loadd(0, start.sums, line);
+    if constexpr (COLUMNS == 2) _tile_loadd(1, start.sums + kEdge, line);
     if constexpr (ROWS == 2) _tile_loadd(2, lower, line);
     if constexpr (ROWS * COLUMNS == 4) _tile_loadd(3, lower + kEdge, line);
   } else {
@@ -51,6 +54,17 @@ UK_INLINE void multiply_tiles(const bf16* a, int64_t row, const bf16* b, int64_t
     if constexpr (ROWS == 2) _tile_zero(2);
     if constexpr (ROWS * COLUMNS == 4) _tile_zero(3);
   }
+}
+
+// `product` for ROWS x COLUMNS tiles.  While the tiles are busy with numbers i.. of the reduction,
+// `meanwhile.at(i)` makes use of the vector registers.
+template <int ROWS, int COLUMNS, class Meanwhile = Nothing>
+UK_INLINE void multiply_tiles(const bf16* a, int64_t row, const bf16* b, int64_t ldb, int64_t n,
+                              float* out, int64_t ldo, const Start& start,
+                              Meanwhile meanwhile = {}) {
+  const int64_t line = ldo * sizeof(float);
+  float* lower = out + kEdge * ldo;
+  start_tiles<ROWS, COLUMNS>(start);
   for (int64_t i = 0; i < n; i += kDepth<bf16>, a += kDepth<bf16>, b += kEdge * ldb) {
     _tile_loadd(4, a, row * sizeof(bf16));
     _tile_loadd(6, b, ldb * sizeof(bf16));
@@ -75,7 +89,7 @@ UK_INLINE void multiply_tiles(const bf16* a, int64_t row, const bf16* b, int64_t
 template <int ROWS, int COLUMNS>
 void product_tiles(const bf16* a, int64_t row, const bf16* b, int64_t ldb, int64_t n, float* out,
                    int64_t ldo, bool accumulate) {
-  multiply_tiles<ROWS, COLUMNS>(a, row, b, ldb, n, out, ldo, accumulate);
+  multiply_tiles<ROWS, COLUMNS>(a, row, b, ldb, n, out, ldo, {accumulate ? out : nullptr, ldo});
 }
 
 // Rows are rounded up to whole tiles; words of `a` lie side by side.

@@ -9,14 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from uniformer_kernels.blocks import pack
+
 from .layers import Foldable
+from .layers.basic import pointwise
 
 
 def prepare(model: nn.Module) -> nn.Module:
     """A frozen copy of a model for inference, faster and with the same outputs.
 
     BatchNorm by running statistics and layer scales are folded into the layers beside them, so a
-    local block is two operators. A layer with hooks, or an adapter in its place, stays as it is.
+    local block is two operators. For a CPU whose products need it, the weights of linear layers are
+    packed once, beside the weights themselves: as they are now, in dtype too; after another they
+    are packed for every call again. A layer with hooks, or an adapter in its place, stays as it is.
     The copy works like the model, in ``torch.compile``, ``torch.export`` and CUDA graphs too; the
     model, its ``state_dict`` and its training are left alone.
 
@@ -46,6 +51,8 @@ def prepare(model: nn.Module) -> nn.Module:
         for module in list(prepared.modules()):
             if isinstance(module, Foldable):
                 module.fold()
+                for linear in pointwise(module):
+                    pack(linear)
     prepared.register_forward_pre_hook(Guard(model))
     prepared.register_load_state_dict_pre_hook(_refuse_weights)
     return prepared

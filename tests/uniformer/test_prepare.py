@@ -14,7 +14,7 @@ from uniformer.models.light import VideoLightUniFormer
 from uniformer.models.v2 import UniFormerV2
 from uniformer.models.video import VideoUniFormer
 
-from uniformer_kernels import backends
+from uniformer_kernels import backends, bfloat16, ops
 
 V2 = {"dim": 16, "depth": 2, "num_heads": 2, "patch_size": 16, "resolution": 32, "num_frames": 2}
 LIGHT = {"dims": (8, 16, 32, 64), "depths": (1, 1, 2, 1), "head_dim": 16, "layer_scale_init": 0.5}
@@ -212,6 +212,52 @@ def test_compiled_and_exported(kind: str) -> None:
     torch.testing.assert_close(_outputs(compiled, x), expected)
     program = torch.export.export(prepared, (x,), strict=False)
     torch.testing.assert_close(_outputs(program.module(), x), expected)
+
+
+def _pack_others(model: nn.Module) -> int:
+    """Give the layers what is packed of weights twice as large; how many there are."""
+    layers = [m for m in model.modules() if "packed" in m._buffers]
+    for m in layers:
+        m.packed = ops.pack_linear(2 * m.weight.flatten(1), m.bias)
+    return len(layers)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_are_packed_once(dtype: torch.dtype) -> None:
+    if not bfloat16.multiplies(dtype):
+        pytest.skip(f"{dtype} is multiplied as it lies")
+    model, x = _model("small", dtype)
+    prepared = uniformer.prepare(model)
+    (expected,) = _outputs(prepared, x)
+    assert not any("packed" in name for name in prepared.state_dict())
+    file = io.BytesIO()
+    torch.save(prepared, file)
+    file.seek(0)
+    for other in (copy.deepcopy(prepared), torch.load(file, weights_only=False)):
+        assert torch.equal(_outputs(other, x)[0], expected)
+        assert _pack_others(other) == 2 * 4 + 2 * 4, "four products of each block"
+        assert not torch.equal(_outputs(other, x)[0], expected), "they multiply by what is packed"
+    with torch.no_grad():
+        for m in prepared.modules():
+            if "packed" in m._buffers:
+                m.weight.mul_(0.5)
+    with backends.use_backend("reference"):
+        (changed,) = _outputs(prepared, x)
+    for other in (prepared, copy.deepcopy(prepared)):
+        got = _outputs(other, x)[0]
+        assert (got - changed).abs().max() < 0.1 * (expected - changed).abs().max(), "not stale"
+
+
+def test_another_dtype_after_packing() -> None:
+    model, x = _model("small", torch.float32)
+    prepared = uniformer.prepare(model).bfloat16()
+    assert torch.equal(
+        _outputs(prepared, x.bfloat16())[0], _outputs(copy.deepcopy(prepared), x.bfloat16())[0]
+    )
+    floor = torch.finfo(torch.bfloat16).eps
+    torch.testing.assert_close(
+        _outputs(prepared, x.bfloat16())[0].float(), _outputs(model, x)[0], rtol=0, atol=32 * floor
+    )
 
 
 def test_memory_changes_what_is_kept_and_nothing_else() -> None:

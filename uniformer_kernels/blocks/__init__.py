@@ -10,6 +10,7 @@ from .hourglass_block import hourglass_block, pool_importance
 from .layers import Called, has_hooks, layer, layer_norm, scaled
 from .local_block import local_block
 from .norms import batch_norm, folded
+from .packing import pack
 from .parameters import Affine, BatchNorm, LayerNorm
 from .stems import conv_stem, patch_stem
 from .v2 import TemporalMHRA, frame_tokens, global_uniblock, local_uniblock, video_memory
@@ -34,6 +35,7 @@ __all__ = [
     "layer_norm",
     "local_block",
     "local_uniblock",
+    "pack",
     "patch_stem",
     "pool_importance",
     "scaled",

@@ -109,7 +109,8 @@ def linear(
     if isinstance(layer, Affine):
         x, options = _norm_inside(x, norm)
         options |= {"activation": activation, "residual": residual}
-        return ops.linear(x, *layer.as_linear(), **options)
+        weight, bias, packed = layer.as_linear()
+        return ops.linear(x, weight, bias, packed=packed, **options)
     x = layer_norm(x, norm)
     if activation is None:
         return layer(x, residual=residual)
@@ -127,7 +128,8 @@ def _norm_inside(x: Tensor, norm: LayerNorm | Called | None) -> tuple[Tensor, di
 def depthwise_conv3d(x: Tensor, layer: Layer, *, residual: bool = False) -> Tensor:
     """``layer(x) [+ x]`` of a depthwise convolution."""
     if isinstance(layer, Affine):
-        return ops.depthwise_conv3d(x, *layer.as_conv3d(), residual=residual)
+        weight, bias, _ = layer.as_conv3d()
+        return ops.depthwise_conv3d(x, weight, bias, residual=residual)
     return layer(x, residual=x if residual else None)
 
 
@@ -146,7 +148,9 @@ def feed_forward(
     if isinstance(fc1, Affine) and isinstance(fc2, Affine):
         x, options = _norm_inside(x, norm)
         options |= {"activation": activation, "residual": residual}
-        return ops.feed_forward(x, *fc1.as_linear(), *fc2.as_linear(), **options)
+        fc1, fc2 = fc1.as_linear(), fc2.as_linear()
+        options["packed"] = fc1.packed, fc2.packed
+        return ops.feed_forward(x, *fc1[:2], *fc2[:2], **options)
     hidden = linear(x, fc1, norm=norm, activation=activation)
     return linear(hidden, fc2, residual=residual)
 

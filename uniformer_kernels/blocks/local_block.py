@@ -66,7 +66,7 @@ def local_block(
     if _sums_ride(x, dpe, norm1, pw1):
         shift = near_mean(depthwise_conv3d(*_middle(x, dpe), residual=True))
         dpe = dpe.as_conv3d()
-        x, moments = depthwise_conv3d_with_moments(x, *dpe, residual=True, shift=shift)
+        x, moments = depthwise_conv3d_with_moments(x, *dpe[:2], residual=True, shift=shift)
     else:
         x = depthwise_conv3d(x, dpe, residual=True)
     # The padding of DW meets PW1's output, bias included: folding the norm into PW1 is exact.
@@ -85,10 +85,12 @@ def _sums_ride(x: Tensor, dpe: Layer, norm: BatchNorm | Called, pw1: Layer) -> b
 
 
 def _is_inference(x: Tensor, layers: Iterable[Layer | BatchNorm | Tensor | None]) -> bool:
-    """Whether nothing is called, learnt, or normalised by the batch."""
+    """Whether nothing is called, learnt, or normalised by the batch, nor packed for the CPU."""
     if needs_grad(x):
         return False
     for layer in layers:
+        if isinstance(layer, Affine) and layer.packed is not None and x.is_cpu:
+            return False
         if isinstance(layer, Called) or (isinstance(layer, BatchNorm) and layer.training):
             return False
         tensors = (
@@ -120,9 +122,9 @@ def _inference(
     _, pw1 = norm_then(x, norm1, pw1)
     _, fc1 = norm_then(x, norm2, fc1)
     (pw2,), (fc1, fc2) = scaled(gamma_1, pw2), scaled(gamma_2, fc1, fc2)
-    x, y = depthwise_linear(x, *dpe.as_conv3d(), *pw1.as_linear())
-    layers = (layer.as_linear() for layer in (pw2, fc1, fc2))
-    return depthwise_feed_forward(y, x, *dw.as_conv3d(), *chain.from_iterable(layers))
+    x, y = depthwise_linear(x, *dpe.as_conv3d()[:2], *pw1.as_linear()[:2])
+    layers = (layer.as_linear()[:2] for layer in (pw2, fc1, fc2))
+    return depthwise_feed_forward(y, x, *dw.as_conv3d()[:2], *chain.from_iterable(layers))
 
 
 def _middle(x: Tensor, conv: Affine) -> tuple[Tensor, Affine]:

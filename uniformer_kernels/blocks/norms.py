@@ -58,7 +58,7 @@ def folded(norm: BatchNorm, layer: Affine) -> Affine:
     """The layer that computes ``layer(norm(x))``, by the running statistics; it is linear."""
     statistics, affine = (norm.running_mean, norm.running_var), (norm.weight, norm.bias)
     layer = layer.as_linear()
-    return Affine(*ops.fold_batch_norm(*layer, *statistics, *affine, eps=norm.eps)[:2])
+    return Affine(*ops.fold_batch_norm(*layer[:2], *statistics, *affine, eps=norm.eps)[:2])
 
 
 def norm_then(
@@ -92,7 +92,7 @@ def norm_then(
         moments, shift, total = synchronise(moments, shift, math.prod(x.shape[:-1]), norm.group)
         moments = moments * (count / total)  # as if there were so many: their mean is the same
     weight, bias, found = ops.fold_batch_norm(
-        *layer, shift, moments, *norm_affine, count=count, eps=norm.eps
+        *layer[:2], shift, moments, *norm_affine, count=count, eps=norm.eps
     )
     if norm.group is not None:
         mean, var = found  # the variance that is not biased depends on how many there are

@@ -8,23 +8,28 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .packing import packed_form
 from .synchronise import synchronised_group
 
 
 class Affine(NamedTuple):
-    """A convolution or a linear layer; the weight has the shape its module gives it."""
+    """A convolution or a linear layer; the weight has the shape its module gives it.
+
+    A linear one may come with what ``pack_linear`` made of both.
+    """
 
     weight: Tensor
     bias: Tensor | None
+    packed: Tensor | None = None
 
     @classmethod
     def of(cls, module: nn.Module) -> Affine:
         """The parameters of an ``nn.Linear``, ``nn.Conv2d`` or ``nn.Conv3d``."""
-        return cls(module.weight, module.bias)
+        return cls(module.weight, module.bias, packed_form(module))
 
     def as_linear(self) -> Affine:
         """A linear layer or a 1x1(x1) convolution with its weight as ``[out, in]``."""
-        return Affine(self.weight.flatten(1), self.bias)
+        return Affine(self.weight.flatten(1), self.bias, self.packed)
 
     def as_conv3d(self) -> Affine:
         """A convolution with its weight as ``[out, in, kt, kh, kw]``: a 2-D one has ``kt = 1``."""

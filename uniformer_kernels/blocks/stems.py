@@ -44,7 +44,7 @@ def patch_stem(
         stride, padding = (1, *stride), (0, *padding)
     return patch_embed(
         x,
-        *proj.as_conv3d(),
+        *proj.as_conv3d()[:2],
         norm.weight,
         norm.bias,
         stride=stride,
@@ -104,8 +104,8 @@ def _convolution(x: Tensor, conv: Layer, stride: Sequence[int], padding: Sequenc
         return conv(x)
     if len(stride) == 2:
         x = x.squeeze(1).contiguous().movedim(-1, 1)
-        return F.conv2d(x, *conv, stride=stride, padding=padding).movedim(1, -1).unsqueeze(1)
-    if onednn.serves(x) and not needs_grad(x, *conv):
-        return onednn.convolution(x, *conv, stride, padding)
+        return F.conv2d(x, *conv[:2], stride=stride, padding=padding).movedim(1, -1).unsqueeze(1)
+    if onednn.serves(x) and not needs_grad(x, *conv[:2]):
+        return onednn.convolution(x, *conv[:2], stride, padding)
     x = x.contiguous().movedim(-1, 1)
-    return F.conv3d(x, *conv, stride=stride, padding=padding).movedim(1, -1)
+    return F.conv3d(x, *conv[:2], stride=stride, padding=padding).movedim(1, -1)

@@ -49,7 +49,7 @@ def frame_tokens(
     if isinstance(proj, Called):
         patches = proj(x)
     else:
-        patches = ops.patch_embed(x, *proj, stride=stride, padding=padding)
+        patches = ops.patch_embed(x, *proj[:2], stride=stride, padding=padding)
     patches = patches.flatten(2, 3)
     classes = class_embedding.expand(*patches.shape[:2], 1, -1)
     return layer_norm(torch.cat([classes, patches], 2) + positional_embedding, norm)
@@ -248,7 +248,7 @@ def _query_attention(
     """The memory's norm is a part of the operator, unless it is called."""
     if isinstance(norm, LayerNorm):
         affine = norm.weight, norm.bias
-        return ops.query_attention(query, memory, *affine, *in_proj, num_heads, eps=norm.eps)
+        return ops.query_attention(query, memory, *affine, *in_proj[:2], num_heads, eps=norm.eps)
     memory = norm(memory)
     q, k, v = (
         F.linear(x, weight, bias).unflatten(-1, (num_heads, -1)).transpose(1, 2)

@@ -5,7 +5,7 @@ from .batch_norm import fold_batch_norm, moments
 from .depthwise_conv import depthwise_conv3d, depthwise_conv3d_with_moments
 from .feed_forward import feed_forward
 from .layer_norm import layer_norm
-from .linear import linear
+from .linear import linear, pack_linear
 from .local_block import depthwise_feed_forward, depthwise_linear
 from .patch_embed import patch_embed
 from .query_attention import query_attention
@@ -24,6 +24,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "moments",
+    "pack_linear",
     "patch_embed",
     "query_attention",
     "token_recover",

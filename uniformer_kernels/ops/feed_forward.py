@@ -19,6 +19,7 @@ from .linear import (
     _check_affine,
     _cpu_declines,
     _triton_declines,
+    uses_packed,
 )
 
 _NARROW, _NARROW_HIDDEN = 128, 512  # channels that stay on a GPU's chip at once
@@ -196,6 +197,8 @@ def _fake(
     fc2_bias: Tensor | None,
     activation: str,
     residual: Tensor | None,
+    fc1_packed: Tensor | None = None,
+    fc2_packed: Tensor | None = None,
 ) -> Tensor:
     dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
     return x.new_empty((*x.shape[:-1], fc2_weight.shape[0]), dtype=dtype)
@@ -240,6 +243,7 @@ def feed_forward(
     eps: float = 1e-5,
     activation: str = "gelu",
     residual: Tensor | None = None,
+    packed: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> Tensor:
     """``[residual +] fc2(activation(fc1(x)))``, every block's feed-forward network (seeds' Eq. 4).
 
@@ -257,6 +261,7 @@ def feed_forward(
         eps: LayerNorm's.
         activation: ``"gelu"`` (the exact, erf form) or ``"quick_gelu"`` (``x sigmoid(1.702 x)``).
         residual: ``[..., C_out]``, added last; autocast leaves it as it is.
+        packed: ``pack_linear`` of either layer, as for ``linear``.
 
     Returns:
         ``[..., C_out]`` in ``x``'s dtype, or the wider one of ``x`` and ``residual``.
@@ -287,4 +292,8 @@ def feed_forward(
         fc2_bias=fc2_bias,
     )
     checks.alongside("feed_forward", ("x", x), residual=residual)
+    if uses_packed(packed, x, layers[0], layers[2], norm_weight, norm_bias, residual):
+        h, *_ = normalised("cpu", x, *norm.values())
+        h = h.to(layers[0].dtype)
+        return kernels("cpu").feed_forward(h, *layers, activation, residual, *packed)
     return _feed_forward(x, *layers, **norm, activation=activation, residual=residual)

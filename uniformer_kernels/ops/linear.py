@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import checks, onednn, reference, triton
-from ..backends import Implementation, Operator, always, needs_grad
+from .. import bfloat16, checks, onednn, reference, triton
+from ..backends import Implementation, Operator, always, chosen_backend, needs_grad
 from ..kernels import kernels, register_fake
 from ..once import once_differentiable
 from .layer_norm import check_norm, norm_backward, norm_declines, normalised
@@ -69,10 +69,11 @@ def _rows_linear(
     bias: Tensor | None,
     activation: str | None,
     residual: Tensor | None,
+    packed: Tensor | None = None,
 ) -> Tensor:
     """Without gradients."""
     residual = None if residual is None else onednn.rows(residual)
-    y = onednn.product(onednn.rows(x), weight, bias, activation or "", residual)
+    y = onednn.product(onednn.rows(x), weight, bias, activation or "", residual, packed)
     # Not a view: autograd lets nobody write to those a Function returns.
     return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], weight.shape[0]))
 
@@ -303,6 +304,7 @@ def linear(
     eps: float = 1e-5,
     activation: str | None = None,
     residual: Tensor | None = None,
+    packed: Tensor | None = None,
 ) -> Tensor:
     """``[residual +] activation(x weightᵀ + bias)``; ``F.linear`` with its neighbours.
 
@@ -319,6 +321,8 @@ def linear(
         activation: ``"gelu"`` (the exact, erf form), ``"quick_gelu"`` (``x sigmoid(1.702 x)``) or
             ``None``.
         residual: ``[..., C_out]``, added last; autocast leaves it as it is.
+        packed: ``pack_linear(weight, bias)``, which inference on a CPU multiplies by in their
+            place; the caller answers for their still being the same.
 
     Returns:
         ``[..., C_out]`` in ``x``'s dtype, or the wider one of ``x`` and ``residual``.
@@ -338,4 +342,39 @@ def linear(
     check_norm("linear", x, norm_weight, norm_bias, "norm_")
     x, weight, bias = _autocast("linear", x, norm_weight, weight=weight, bias=bias)
     checks.alongside("linear", ("x", x), residual=residual)
+    if uses_packed((packed,), x, weight, bias, norm_weight, norm_bias, residual):
+        h = normalised("cpu", x, *norm.values())[0].to(weight.dtype)
+        return _rows_linear(h, weight, bias, activation, residual, packed)
     return _linear(x, weight, bias, **norm, activation=activation, residual=residual)
+
+
+def pack_linear(weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    """A linear layer as this processor's kernels multiply by it, for many calls of inference.
+
+    Args:
+        weight: ``[C_out, C_in]``.
+        bias: ``[C_out]``.
+
+    Returns:
+        What ``linear`` and ``feed_forward`` take as ``packed``, bytes; ``None`` where they would
+        make no use of it: off the CPU, and for a dtype that is multiplied as it lies.
+
+    Raises:
+        ValueError: a shape or device that does not fit.
+        TypeError: a dtype that does not fit.
+    """
+    checks.floating("pack_linear", "weight", weight)
+    checks.shape("pack_linear", "weight", weight, ["C_out", "C_in"])
+    if bias is not None:
+        checks.shape("pack_linear", "bias", bias, [weight.shape[0]])
+    checks.alike("pack_linear", ("weight", weight), bias=bias)
+    if not (onednn.serves(weight) and bfloat16.multiplies(weight.dtype)):
+        return None
+    return bfloat16.pack(weight.detach(), None if bias is None else bias.detach())
+
+
+def uses_packed(packed: tuple[Tensor | None, ...], x: Tensor, *others: Tensor | None) -> bool:
+    """Whether a call multiplies by what is packed: on a CPU, without gradients."""
+    if all(t is None for t in packed) or chosen_backend() not in (None, "cpu"):
+        return False
+    return onednn.serves(x) and not needs_grad(x, *others)

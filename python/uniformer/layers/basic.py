@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -124,7 +126,16 @@ def fold_scale(owner: nn.Module, name: str, network: nn.Module, last: str = "") 
     setattr(owner, name, None)
 
 
+def pointwise(block: nn.Module) -> Iterator[nn.Module]:
+    """The linear layers and 1x1(x1) convolutions in a block that kernels compute with."""
+    for module in block.modules():
+        if isinstance(parameters := layer(module), Affine):
+            weight = parameters.weight
+            if weight.shape[2:].numel() == 1 and getattr(module, "groups", 1) == 1:
+                yield module
+
+
 def _replace(module: nn.Module, parameters: Affine) -> None:
-    weight, bias = parameters
+    weight, bias, _ = parameters
     module.weight = nn.Parameter(weight.view_as(module.weight), requires_grad=False)
     module.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
