@@ -43,7 +43,12 @@ if X86:
     ]
 # Sets that multiply bfloat16, and the kernels that make use of it.
 BFLOAT16_SETS = {}
-BFLOAT16_KERNELS = {"attention_kernel", "linear_kernel", "weight_gradient_kernel"}
+BFLOAT16_KERNELS = {
+    "attention_kernel",
+    "feed_forward_backward_kernel",
+    "linear_kernel",
+    "weight_gradient_kernel",
+}
 if X86:
     BFLOAT16_SETS["avx512_bf16"] = [*INSTRUCTION_SETS["avx512"], "-mavx512bf16"]
     BFLOAT16_SETS["amx"] = [*BFLOAT16_SETS["avx512_bf16"], "-mamx-tile", "-mamx-bf16"]

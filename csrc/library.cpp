@@ -63,6 +63,12 @@ STABLE_TORCH_LIBRARY(uniformer_kernels, m) {
       "Tensor? fc2_packed=None) -> Tensor");
   // In place: the activation of z, and the gradient of z from that of it.
   m.def("activation_backward_(Tensor(a!) z, Tensor(b!) dhidden, bool quick) -> ()");
+  // The gradients of x, the weights and biases of a feed-forward network of float32, where
+  // multiplies_float32.  They hold where those of the weights have no NaN.
+  m.def(
+      "split_feed_forward_backward(Tensor dy, Tensor x, Tensor fc1_weight, Tensor? fc1_bias, "
+      "Tensor fc2_weight, bool quick, bool want_input) -> "
+      "(Tensor, Tensor, Tensor, Tensor, Tensor)");
   // Of a linear layer, dy' x and the sums of dy, in float32.
   m.def("weight_gradient(Tensor dy, Tensor x) -> (Tensor, Tensor)");
 }
@@ -88,6 +94,7 @@ STABLE_TORCH_LIBRARY_IMPL(uniformer_kernels, CPU, m) {
   m.impl("bfloat16_linear", TORCH_BOX(&uk::bfloat16_linear));
   m.impl("bfloat16_feed_forward", TORCH_BOX(&uk::bfloat16_feed_forward));
   m.impl("activation_backward_", TORCH_BOX(&uk::activation_backward_));
+  m.impl("split_feed_forward_backward", TORCH_BOX(&uk::split_feed_forward_backward));
   m.impl("weight_gradient", TORCH_BOX(&uk::weight_gradient));
 }
 

@@ -82,6 +82,10 @@ Tensor bfloat16_feed_forward(const Tensor& x, const Tensor& fc1_weight,
 
 void activation_backward_(Tensor& z, Tensor& dhidden, bool quick);
 
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> split_feed_forward_backward(
+    const Tensor& dy, const Tensor& x, const Tensor& fc1_weight, const OptionalTensor& fc1_bias,
+    const Tensor& fc2_weight, bool quick, bool want_input);
+
 std::tuple<Tensor, Tensor> weight_gradient(const Tensor& dy, const Tensor& x);
 
 // On a GPU; as matrix products on tensor cores where kernel, dtype and layout allow it.

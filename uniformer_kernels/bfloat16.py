@@ -74,6 +74,32 @@ def feed_forward(
     return y if rest is None else rest + y
 
 
+def feed_forward_backward(
+    dy: Tensor,
+    x: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    activation: str,
+    want_input: bool,
+) -> tuple[Tensor, ...] | None:
+    """Gradients of ``x`` (empty, if not wanted), weights and biases of float32's network.
+
+    ``None`` where numbers are not finite: parts of those give NaN that products of float32 do not.
+    """
+    gradients = kernels("cpu").split_feed_forward_backward(
+        _rows(dy),
+        _rows(x),
+        fc1_weight.contiguous(),
+        _vector(fc1_bias),
+        fc2_weight.contiguous(),
+        activation == "quick_gelu",
+        want_input,
+    )
+    _, dfc1, _, dfc2, _ = gradients
+    return None if (dfc1.sum() + dfc2.sum()).isnan() else gradients
+
+
 def _fusable(x: Tensor, residual: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """What the kernel adds, and what remains to be."""
     if residual is None or residual.dtype in (x.dtype, torch.float32):
@@ -124,6 +150,21 @@ def _fake_feed_forward(
     fc2_packed: Tensor | None = None,
 ) -> Tensor:
     return _fake(x, fc2_weight, residual)
+
+
+@register_fake("split_feed_forward_backward")
+def _fake_feed_forward_backward(
+    dy: Tensor,
+    x: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    quick: bool,
+    want_input: bool,
+) -> tuple[Tensor, ...]:
+    (hidden, _), out = fc1_weight.shape, fc2_weight.shape[0]
+    shapes = (x.shape[0] if want_input else 0, x.shape[1]), fc1_weight.shape, (hidden,)
+    return tuple(x.new_empty(shape) for shape in (*shapes, fc2_weight.shape, (out,)))
 
 
 def _fake(x: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:

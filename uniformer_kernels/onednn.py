@@ -102,6 +102,12 @@ def rows(x: Tensor) -> Tensor:
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
+def _splits(x: Tensor, packed: Tensor | None = None) -> bool:
+    """Whether products of these rows of float32 are made of bfloat16's."""
+    many = packed is not None or math.prod(x.shape[:-1]) > _FEW
+    return x.dtype == torch.float32 and many and bfloat16.multiplies(x.dtype)
+
+
 def _adjacent(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
@@ -125,8 +131,7 @@ def _product(
     residual: Tensor | None = None,
     packed: Tensor | None = None,
 ) -> Tensor:
-    few = x.dtype == torch.float32 and x.shape[0] <= _FEW and packed is None
-    if bfloat16.multiplies(x.dtype) and not few:
+    if x.dtype == torch.bfloat16 or _splits(x, packed):
         return bfloat16.linear(x, weight, bias, activation, residual, packed)
     gelu = activation == "gelu"
     fused: tuple[str, list, str] = ("gelu", [], "none") if gelu else ("none", [], "")
@@ -276,6 +281,13 @@ def _feed_forward_backward(
     want_input: bool,
     want_weights: bool,
 ) -> tuple[Tensor, ...]:
+    layers = fc1_weight, fc1_bias, fc2_weight
+    if want_weights and _splits(x):
+        gradient = rows(dy).to(x.dtype)
+        found = bfloat16.feed_forward_backward(gradient, rows(x), *layers, activation, want_input)
+        if found is not None:
+            dx, *gradients = found
+            return dx.view(x.shape if want_input else 0), *gradients
     dx = x.new_empty(x.shape if want_input else 0)
     dx_rows = dx.view(-1, x.shape[-1]) if want_input else dx
     sums: list[Tensor] = []
