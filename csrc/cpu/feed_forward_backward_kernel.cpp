@@ -97,6 +97,8 @@ struct Pending {
   }
 };
 
+constexpr Start kZero{nullptr, 0};
+
 // Rows between one visit of the sums and the next: x and dy, split both ways, stay in L2 with them.
 int64_t block_rows(const FeedForwardShape& s) {
   const int64_t across = round_up(s.inputs, kSide) + round_up(s.outputs, kSide);
@@ -115,7 +117,8 @@ void add_products(const SplitRows& a, int64_t channels, const SplitColumns& b, i
   for (int64_t h = 0; h < columns; h += kSide)
     for (int64_t c = 0; c < channels; c += kSide, sums += kBlock) {
       fetch(sums + kBlock);
-      multiply_split<2>(a, c, b.at(0, h), rows, sums, kSide, accumulate, nothing);
+      const Start start{accumulate ? sums : nullptr, kSide};
+      multiply_split<2>(a, c, b.at(0, h), rows, sums, kSide, start, nothing);
     }
 }
 
@@ -146,9 +149,9 @@ void add_as(const A& activation, const FeedForwardShape& s, const FeedForwardOpe
       for (int64_t r = 0; r < rows; r += kSide, turn ^= 2) {
         float* block = tiles + turn * kBlock;
         const int64_t panel = (start + h) * kSplit;
-        multiply_split<2>(x_rows, row + r, o.fc1 + panel * n, n, block, kSide, false, pending);
+        multiply_split<2>(x_rows, row + r, o.fc1 + panel * n, n, block, kSide, kZero, pending);
         multiply_split<2>(dy_rows, row + r, o.fc2_turned + panel * m, m, block + kBlock, kSide,
-                          false, pending);
+                          kZero, pending);
         pending.finish();
         pending.z = block, pending.dhidden = block + kBlock, pending.bias = o.bias + start + h;
         pending.hidden = hidden.at(r, h), pending.dz = dz.at(r, h), pending.sum = dz_sum + h;
@@ -190,7 +193,7 @@ void input(const FeedForwardShape& s, const FeedForwardOperands& o, int64_t firs
       float* out = dx + (first + r) * s.inputs + c;
       const int64_t rows = min(kSide, all - r), columns = min(kSide, s.inputs - c);
       const bool whole = rows == kSide && columns == kSide;
-      multiply_split<2>(dz, r, panel, depth, whole ? out : block, whole ? s.inputs : kSide, false,
+      multiply_split<2>(dz, r, panel, depth, whole ? out : block, whole ? s.inputs : kSide, kZero,
                         nothing);
       for (int64_t i = 0; !whole && i < rows; ++i)
         __builtin_memcpy(out + i * s.inputs, block + i * kSide, columns * sizeof(float));
