@@ -20,6 +20,7 @@ from uniformer_kernels.kernels import KERNELS
 
 NOTHING = {  # norms, sums, sorts and activations, as of PyTorch's
     "activation_backward",
+    "bfloat16_pack",
     "fold_batch_norm",
     "fold_batch_norm_backward",
     "layer_norm",

@@ -10,52 +10,51 @@ from torch import Tensor, nn
 
 from .. import ops
 
-_PACKED, _MADE_OF = "packed", "packed_made_of"
+_NAME = "packed"  # of the attribute; no buffer, which would go into every exported program
 
 
 def pack(module: nn.Module) -> None:
     """Have blocks multiply by a packed copy of a linear layer or a 1x1(x1) convolution.
 
-    It becomes a buffer, which no ``state_dict`` holds, and serves as long as the parameters are the
-    tensors they were and nothing was written to them. A copy of the module has one of its own.
+    It serves as long as the parameters are the tensors they were and nothing was written to them
+    (through ``Tensor.data`` nobody notices). No ``state_dict`` and no exported program holds it; a
+    copy of the module has one of its own.
     """
     bias = None if module.bias is None else module.bias.detach()
     packed = ops.pack_linear(module.weight.detach().flatten(1), bias)
     if packed is not None:
-        module.register_buffer(_PACKED, packed, persistent=False)
-        setattr(module, _MADE_OF, _MadeOf(module.weight, module.bias))
+        setattr(module, _NAME, Packed(packed, (module.weight, module.bias)))
 
 
 def packed_form(module: nn.Module) -> Tensor | None:
     """What ``pack`` made of the parameters the module has; ``None`` if it made nothing of them."""
-    packed = module._buffers.get(_PACKED)
+    packed = module.__dict__.get(_NAME)
+    if packed is None or torch.compiler.is_exporting():  # for any processor
+        return None
     # What is compiled has the weights it has.
-    if packed is None or torch.compiler.is_compiling():
-        return packed
-    return packed if getattr(module, _MADE_OF).are(module.weight, module.bias) else None
+    fresh = torch.compiler.is_compiling() or packed.is_of(module.weight, module.bias)
+    return packed.bytes if fresh else None
 
 
-class _MadeOf:
-    """Tensors as they are now."""
+class Packed:
+    """What ``pack_linear`` made of parameters as they are now; of ``None``, nothing any more."""
 
-    def __init__(self, *tensors: Tensor | None, stale: bool = False) -> None:
-        self.tensors, self.state = tensors, None if stale else _state(tensors)
+    def __init__(self, packed: Tensor | None, parameters: tuple[Tensor | None, ...]) -> None:
+        self.bytes, self.parameters = packed, parameters
+        self.state = _state(parameters)
 
-    def are(self, *tensors: Tensor | None) -> bool:
-        same = all(a is b for a, b in zip(self.tensors, tensors, strict=True))
-        return same and self.state == _state(tensors)
+    def is_of(self, *parameters: Tensor | None) -> bool:
+        """Whether these are the parameters, as they were."""
+        same = all(a is b for a, b in zip(self.parameters, parameters, strict=True))
+        return same and self.state == _state(parameters)
 
-    # In a copy of a module these are the copy's.
-    def __deepcopy__(self, memo: dict[int, Any]) -> _MadeOf:
-        copies = (copy.deepcopy(t, memo) for t in self.tensors)
-        return _MadeOf(*copies, stale=not self.are(*self.tensors))
+    # A copy is of the parameters' copies.
+    def __deepcopy__(self, memo: dict[int, Any]) -> Packed:
+        return Packed(*copy.deepcopy(self.__reduce__()[1], memo))
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (self.tensors, not self.are(*self.tensors))
-
-
-def _restored(tensors: tuple[Tensor | None, ...], stale: bool) -> _MadeOf:
-    return _MadeOf(*tensors, stale=stale)
+    def __reduce__(self) -> tuple[type[Packed], tuple[Any, ...]]:
+        packed = self.bytes if self.is_of(*self.parameters) else None
+        return Packed, (packed, self.parameters)
 
 
 def _state(tensors: tuple[Tensor | None, ...]) -> list[tuple[int, int]]:
