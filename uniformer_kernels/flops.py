@@ -96,10 +96,9 @@ def _formula(kernel: OpOverload, multiplications: Callable[[Any], int]) -> Calla
 
     def operations(*args: Any, out_val: Any, **_: Any) -> int:
         results = (out_val,) if isinstance(out_val, Tensor) else out_val
-        values = [*args, results]
+        values = dict(zip(names, args, strict=False), results=results)  # defaults are left out
         shapes = tree_map(lambda v: v.shape if isinstance(v, Tensor) else v, values)
-        named = dict(zip([*names, "results"], shapes, strict=True))
-        return 2 * multiplications(SimpleNamespace(**named))
+        return 2 * multiplications(SimpleNamespace(**shapes))
 
     return operations
 

@@ -42,11 +42,12 @@ def rule(kernel: OpOverload) -> Callable[..., tuple[Any, Any]]:
     batched = set(_BATCHED.get(kernel._schema.name.split("::")[1], ()))
 
     def run(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        dims = dict(zip(names, in_dims, strict=True))
+        given_names = names[: len(args)]  # defaults are left out
+        dims = dict(zip(given_names, in_dims, strict=True))
         mapped = {name for name, dim in dims.items() if isinstance(dim, int)}  # lists have lists
         given = {
             name: a.movedim(dims[name], 0) if name in mapped else a
-            for name, a in zip(names, args, strict=True)
+            for name, a in zip(given_names, args, strict=True)
         }
         run = _at_once if mapped <= batched and _have_batch(given, mapped) else _one_by_one
         results = run(kernel, info.batch_size, given, mapped, batched)
