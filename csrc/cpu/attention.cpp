@@ -68,13 +68,13 @@ void forward(AttentionShape s, const Tensor& qkv, const Tensor* bias, Tensor& ou
   const AttentionKernels<S>& kernel = kernels<S>();
   // Any split gives the same result here, so it may follow the number of threads.
   const int64_t threads = torch::stable::get_num_threads();
-  const int64_t tasks = set_tasks(s, kernel.tile, threads == 1 ? 1 : 4 * threads);
+  const int64_t tasks = set_tasks(s, kernel.queries, threads == 1 ? 1 : 4 * threads);
   const S* in = static_cast<const S*>(qkv.const_data_ptr());
   const S* pad = bias ? static_cast<const S*>(bias->const_data_ptr()) : nullptr;
   S* y = static_cast<S*>(out.mutable_data_ptr());
   float* sums = static_cast<float*>(lse.mutable_data_ptr());
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) kernel.forward(s, in, pad, y, sums, task);
+    kernel.forward(s, in, pad, y, sums, begin, end);
   });
 }
 

@@ -30,12 +30,14 @@ struct AttentionShape {
 // queries), chunks fastest.  The bias [3, H, d] is read where windows reach over the grid.
 template <class S>
 struct AttentionKernels {
-  int64_t tile;     // queries worked on at a time
+  int64_t queries;  // worked on at a time, forward
+  int64_t tile;     // and backward
   int64_t padding;  // heads are padded to a multiple of this in the partial sums
   int64_t depth;    // and keys to a multiple of this
-  // out [B, N, H, d] = softmax(scale q k') v, lse [B, H, N] = log2 sum exp2 of the scaled scores.
+  // out [B, N, H, d] = softmax(scale q k') v, lse [B, H, N] = log2 sum exp2 of the scaled scores,
+  // for tasks [begin, end).
   void (*forward)(const AttentionShape&, const S* qkv, const S* bias, S* out, float* lse,
-                  int64_t task);
+                  int64_t begin, int64_t end);
   // dqkv's third for queries, and this task's part of those for keys and values,
   // [2, rows, d padded] with the bias before the tokens, from dout and out [B, N, H, d].
   void (*backward)(const AttentionShape&, const S* qkv, const S* bias, const S* dout, const S* out,

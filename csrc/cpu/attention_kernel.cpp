@@ -4,21 +4,15 @@
 // sums and rescaling are vertical, keys and values are read as single words, and every matrix
 // product of both passes is one small kernel, `product`, or its kind for AMX's split float32.
 
+#if defined(__AMX_BF16__)
+#include "attention_tiles.h"
+#else
 #include "attention_operands.h"
 #include "exponential.h"
+#endif
 
 namespace uk::UK_ISA {
 namespace {
-
-constexpr float kSlack = 8.f;  // what scores may exceed the softmax's shift by, in powers of two
-// Scores, in powers of two, that float32's exponents bear unshifted, and the square of the values'
-// length with which their weighted sums do.
-constexpr float kCalm = 64.f, kSmall = 0x1p80f;
-constexpr float kLog2e = 1.44269504088896341f;
-
-// What powers of two are as precise as.
-template <class N>
-using Exact = std::conditional_t<std::is_same_v<N, bf16>, bf16, float>;
 
 // Blocks of a window's keys, one after another: `raw` makes scores of them, `soften` weights of these
 // and `gather` the sums.  Where vector registers idle in products, a block is softened while the
@@ -136,16 +130,6 @@ void rescale(float* in, const float* factor, int64_t d, int64_t tile, int64_t la
   }
 }
 
-// A row of d numbers: `factor` times the sum of `count` rows padded to whole vectors.
-template <class S>
-void sum_rows(const float* in, int64_t count, int64_t stride, float factor, int64_t d, S* row) {
-  for (int64_t c = 0; c < d; c += L) {
-    vec<float> sum = {};
-    for (int64_t i = 0; i < count; ++i) sum += load(in + i * stride + c);
-    c + L <= d ? store(row + c, sum * factor) : store_some<float>(row + c, sum * factor, d - c);
-  }
-}
-
 // Scores' own memory where their weights fit into it.
 template <class N>
 Right<N> weights_of(float* scores, Memory& memory) {
@@ -225,6 +209,23 @@ void forward(const AttentionShape& s, const S* qkv, const S* bias, S* out, float
       }
     });
   }
+}
+
+template <class S>
+void forward_tasks(const AttentionShape& s, const S* qkv, const S* bias, S* out, float* lse,
+                   int64_t begin, int64_t end) {
+#if defined(__AMX_BF16__)
+  const auto run = s.d <= kRows ? forward_tiles<S, kRows> : forward_tiles<S, 2 * kRows>;
+  const int64_t chunks = (s.tokens + s.chunk - 1) / s.chunk;
+  bool done = false;
+  for (int64_t task = begin; task < end; ++task) {
+    // Chunks of the same head share its keys.
+    done = s.d <= 2 * kRows && run(s, qkv, bias, out, lse, task, done && task % chunks != 0);
+    if (!done) forward(s, qkv, bias, out, lse, task);
+  }
+#else
+  for (int64_t task = begin; task < end; ++task) forward(s, qkv, bias, out, lse, task);
+#endif
 }
 
 // Where backward keeps P and dS = P (dP - delta) of a block: on the left as rows [keys, queries],
@@ -404,8 +405,13 @@ void backward(const AttentionShape& s, const S* qkv, const S* bias, const S* dou
 template <class S>
 const AttentionKernels<S>& attention_kernels() {
   using N = typename operand<S>::type;
-  static constexpr AttentionKernels<S> kernels = {kTile<N>, kStep<N>, kDepth<N>, forward<S>,
-                                                  backward<S>, sum_rows<S>};
+#if defined(__AMX_BF16__)
+  constexpr int64_t queries = kEdge;
+#else
+  constexpr int64_t queries = kTile<N>;
+#endif
+  static constexpr AttentionKernels<S> kernels = {
+      queries, kTile<N>, kStep<N>, kDepth<N>, forward_tasks<S>, backward<S>, sum_rows<S>};
   return kernels;
 }
 

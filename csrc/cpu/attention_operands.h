@@ -14,6 +14,17 @@ namespace uk::UK_ISA {
 namespace {
 
 constexpr int64_t L = lanes_of<float>;
+
+constexpr float kSlack = 8.f;  // what scores may exceed the softmax's shift by, in powers of two
+// Scores, in powers of two, that float32's exponents bear unshifted, and the square of the values'
+// length with which their weighted sums do.
+constexpr float kCalm = 64.f, kSmall = 0x1p80f;
+constexpr float kLog2e = 1.44269504088896341f;
+
+// What powers of two are as precise as.
+template <class N>
+using Exact = std::conditional_t<std::is_same_v<N, bf16>, bf16, float>;
+
 template <class N>
 constexpr int64_t kTile = (kWord<N> == 1 ? 3 : 6) * L;  // queries worked on at a time
 template <class N>
@@ -138,6 +149,16 @@ float longest(const T* rows, int64_t count, int64_t width, float most = 0.f) {
     most = most < sum || sum != sum ? sum : most;  // a NaN stays
   }
   return most;
+}
+
+// A row of d numbers: `factor` times the sum of `count` rows padded to whole vectors.
+template <class S>
+void sum_rows(const float* in, int64_t count, int64_t stride, float factor, int64_t d, S* row) {
+  for (int64_t c = 0; c < d; c += L) {
+    vec<float> sum = {};
+    for (int64_t i = 0; i < count; ++i) sum += load(in + i * stride + c);
+    c + L <= d ? store(row + c, sum * factor) : store_some<float>(row + c, sum * factor, d - c);
+  }
 }
 
 // A matrix on the left of a product, and one on the right.

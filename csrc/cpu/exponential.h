@@ -40,4 +40,15 @@ UK_INLINE vec<float> exp2_scaled(vec<float> x, float scale) {
   return power_of_two<N>(shifted, x * scale - (shifted - kMagic));
 }
 
+#if defined(__AVX512BF16__)
+// 2^x between 2^-126 and 2^127, to be cut off to bfloat16: half of its last place is added, so that
+// this rounds.
+UK_INLINE words cut_power(vec<float> x) {
+  const vec<float> f = (vec<float>)_mm512_reduce_ps((__m512)x, 9);  // x - floor(x)
+  vec<float> p = (7.80245e-2f * f + 2.26067160e-1f) * f + 6.95833536e-1f;
+  p = p * f + (9.99925219e-1f + 0x1p-8f);
+  return (words)_mm512_scalef_ps((__m512)p, (__m512)x);
+}
+#endif
+
 }  // namespace uk::UK_ISA
