@@ -23,15 +23,24 @@ DepthwiseMap<S> map_of(const Tensor& x) {
 
 DepthwiseShape shape_of(const Tensor& x, const Tensor& weight) {
   return {x.size(0),      x.size(1),      x.size(2),      x.size(3), x.size(4),
-          weight.size(2), weight.size(3), weight.size(4), x.size(2)};
+          weight.size(2), weight.size(3), weight.size(4), x.size(2), 1};
 }
 
-// Cuts H evenly into about as many chunks as `wanted` tasks need, each worth packing its halo again.
-int64_t set_tasks(DepthwiseShape& s, int64_t blocks, int64_t wanted) {
+constexpr int64_t kRing = 1 << 19;  // bytes of packed rows that stay in a core's own cache
+
+// Cuts channels into groups, as large as the cache allows so that rows are read and written in long
+// stretches, and H evenly into chunks worth packing their halo again; in more groups where that
+// does not make about as many tasks as `wanted`.
+int64_t set_tasks(DepthwiseShape& s, int64_t lanes, int64_t wanted) {
+  const int64_t blocks = divide_up(s.C, lanes), samples = std::max<int64_t>(1, s.B);
+  const int64_t bytes = s.kh * s.T * (s.W + s.kw - 1) * 64;
+  const int64_t least = divide_up(blocks, std::max<int64_t>(1, kRing / bytes));
   const int64_t most = std::max<int64_t>(1, s.H / std::max<int64_t>(1, 3 * (s.kh - 1)));
-  const int64_t chunks = std::min(most, divide_up(wanted, std::max<int64_t>(1, s.B * blocks)));
+  const int64_t chunks = std::min(most, divide_up(wanted, samples * least));
   s.chunk = divide_up(s.H, std::max<int64_t>(1, chunks));
-  return s.B * blocks * divide_up(s.H, s.chunk);
+  const int64_t groups = std::max(least, divide_up(wanted, samples * chunks));
+  s.group = divide_up(blocks, std::min(groups, blocks));
+  return s.B * divide_up(blocks, s.group) * divide_up(s.H, s.chunk);
 }
 
 template <class A>
@@ -86,7 +95,7 @@ Tensor forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor
   // Any split gives the same result here, so it may follow the number of threads.
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t tasks =
-      set_tasks(s, divide_up(s.C, kernel.lanes), threads == 1 ? 1 : 4 * threads);
+      set_tasks(s, kernel.lanes, threads == 1 ? 1 : 2 * threads);
   const Tensor packed = pack_weight<S>(weight, kernel.lanes, false);
   const Tensor packed_bias = bias ? pack_bias<S>(*bias, kernel.lanes) : packed;
   const A* w = static_cast<const A*>(packed.const_data_ptr());
@@ -145,11 +154,12 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, c
   const DepthwiseKernels<S>& kernel = UK_KERNELS(depthwise_kernels, S);
   DepthwiseShape s = shape_of(x, weight);
   // Partial sums follow this split, so it must not follow the number of threads.
-  const int64_t tasks = set_tasks(s, divide_up(s.C, kernel.lanes), 8);
+  const int64_t tasks = set_tasks(s, kernel.lanes, 8);
   const int64_t size = (s.kt * s.kh * s.kw + 1) * kernel.lanes;
+  const int64_t pieces = s.B * divide_up(s.H, s.chunk) * divide_up(s.C, kernel.lanes);
   const Tensor packed = pack_weight<S>(weight, kernel.lanes, true);
   const Tensor parts =
-      torch::stable::new_empty(x, {want_weight ? tasks * size : 0}, scalar_type_of<A>);
+      torch::stable::new_empty(x, {want_weight ? pieces * size : 0}, scalar_type_of<A>);
   const A* w = static_cast<const A*>(packed.const_data_ptr());
   const DepthwiseMap<S> dy_map = map_of<S>(dy), x_map = map_of<S>(x);
   S* out = want_input ? static_cast<S*>(dx.mutable_data_ptr()) : nullptr;
@@ -157,7 +167,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, c
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task)
       kernel.backward(s, dy_map, x_map, w, residual, out,
-                      partial ? partial + task * size : nullptr, task);
+                      partial, task);
   });
   if (want_weight) reduce<S>(s, kernel.lanes, parts, dw, db);
   return {dx, dw, db};

@@ -26,6 +26,7 @@ struct DepthwiseShape {
   int64_t B, T, H, W, C;
   int64_t kt, kh, kw;
   int64_t chunk;  // rows of H in one task
+  int64_t group;  // and blocks of channels
 };
 
 // A map [B, T, H, W, C] with any strides, in elements.
@@ -35,9 +36,8 @@ struct DepthwiseMap {
   int64_t stride[5];
 };
 
-// One instruction set's kernels for storage type S.  A task is one (sample, chunk of rows, channel
-// block), blocks fastest, so that threads do not write to neighbouring cache lines; a channel block
-// is `lanes` channels, zero-filled at the end.
+// One instruction set's kernels for storage type S.  A task is one (sample, chunk of rows, group
+// of channel blocks), groups fastest; a channel block is `lanes` channels, zero-filled at the end.
 // Packed weights are [blocks, kt, kh, kw, lanes], packed bias [blocks, lanes].
 template <class S>
 struct DepthwiseKernels {
@@ -46,8 +46,9 @@ struct DepthwiseKernels {
   // y = bias + conv(x) [+ x], y contiguous.
   void (*forward)(const DepthwiseShape&, const DepthwiseMap<S>& x, const A* weight, const A* bias,
                   bool residual, S* y, int64_t task);
-  // From dy: the input gradient (weights flipped; `dx` null: not wanted) and this task's part of
-  // the weight and bias gradients, [kt, kh, kw, lanes] then [lanes] (`partial` null: not wanted).
+  // From dy: the input gradient (weights flipped; `dx` null: not wanted) and this task's parts of
+  // the weight and bias gradients, [sample, chunk, block] of [kt, kh, kw, lanes] then [lanes]
+  // (`partial` null: not wanted).
   void (*backward)(const DepthwiseShape&, const DepthwiseMap<S>& dy, const DepthwiseMap<S>& x,
                    const A* flipped, bool residual, S* dx, A* partial, int64_t task);
 };

@@ -23,35 +23,48 @@ template <class S>
 struct Task {
   using A = typename accumulator<S>::type;
   static constexpr int64_t L = lanes_of<A>;
-  int64_t b, block, channels, begin, end;
+  int64_t b, first, blocks, begin, end, part;
 
   Task(const DepthwiseShape& s, int64_t task) {
-    int64_t chunks = (s.H + s.chunk - 1) / s.chunk, blocks = (s.C + L - 1) / L;
-    block = task % blocks;
-    begin = task / blocks % chunks * s.chunk;
+    const int64_t all = (s.C + L - 1) / L;
+    const int64_t chunks = (s.H + s.chunk - 1) / s.chunk, groups = (all + s.group - 1) / s.group;
+    first = task % groups * s.group;
+    blocks = min(s.group, all - first);
+    const int64_t chunk = task / groups % chunks;
+    begin = chunk * s.chunk;
     end = min(begin + s.chunk, s.H);
-    b = task / blocks / chunks;
-    channels = min(L, s.C - block * L);
+    b = task / groups / chunks;
+    part = task / groups * all + first;
+  }
+
+  // Channels of a block.
+  int64_t channels(const DepthwiseShape& s, int64_t block) const {
+    return min(L, s.C - (first + block) * L);
   }
 };
 
-// Row h of a map, all frames, as [T, pad + W + pad, lanes]; the caller zeroed the padding.
+template <class S>
+UK_INLINE const S* row_of(const DepthwiseMap<S>& map, int64_t b, int64_t h) {
+  return map.data + b * map.stride[0] + h * map.stride[2];
+}
+
+// Row h of a map, all frames, as [blocks, T, pad + W + pad, lanes], `size` apart from one block to
+// the next; the caller zeroed the padding.
 template <class S>
 void pack_row(const DepthwiseShape& s, const DepthwiseMap<S>& map, const Task<S>& task, int64_t h,
-              int64_t pad, typename accumulator<S>::type* out) {
+              int64_t pad, int64_t size, typename accumulator<S>::type* out) {
   using A = typename accumulator<S>::type;
   constexpr int64_t L = lanes_of<A>;
-  const S* row = map.data + task.b * map.stride[0] + h * map.stride[2] +
-                 task.block * L * map.stride[4];
-  const bool whole = task.channels == L && map.stride[4] == 1;
+  const S* row = row_of(map, task.b, h) + task.first * L * map.stride[4];
+  const int64_t whole = map.stride[4] == 1 ? min(task.blocks, s.C / L - task.first) : 0;
   for (int64_t t = 0; t < s.T; ++t) {
-    const S* in = row + t * map.stride[1];
     A* line = out + (t * (s.W + 2 * pad) + pad) * L;
-    if (whole) {
-      for (int64_t w = 0; w < s.W; ++w) store(line + w * L, load(in + w * map.stride[3]));
-    } else {
-      for (int64_t w = 0; w < s.W; ++w)
-        store(line + w * L, load_some<A>(in + w * map.stride[3], task.channels, map.stride[4]));
+    for (int64_t w = 0; w < s.W; ++w, line += L) {
+      const S* in = row + t * map.stride[1] + w * map.stride[3];
+      for (int64_t i = 0; i < whole; ++i) store(line + i * size, load(in + i * L));
+      for (int64_t i = whole; i < task.blocks; ++i)
+        store(line + i * size,
+              load_some<A>(in + i * L * map.stride[4], task.channels(s, i), map.stride[4]));
     }
   }
 }
@@ -63,11 +76,13 @@ class Ring {
   using A = typename accumulator<S>::type;
   static constexpr int64_t L = lanes_of<A>;
 
-  static int64_t size(const DepthwiseShape& s) { return s.kh * s.T * (s.W + s.kw - 1) * L; }
+  static int64_t size(const DepthwiseShape& s) {
+    return s.group * s.kh * s.T * (s.W + s.kw - 1) * L;
+  }
 
   Ring(const DepthwiseShape& s, const DepthwiseMap<S>& map, const Task<S>& task, A* memory)
       : s_(s), map_(map), task_(task), memory_(memory), line_((s.W + s.kw - 1) * L) {
-    for (int64_t i = 0; i < s.kh * s.T; ++i) {
+    for (int64_t i = 0; i < task.blocks * s.kh * s.T; ++i) {
       __builtin_memset(memory + i * line_, 0, s.kw / 2 * L * sizeof(A));
       __builtin_memset(memory + i * line_ + (s.W + s.kw / 2) * L, 0, s.kw / 2 * L * sizeof(A));
     }
@@ -80,12 +95,20 @@ class Ring {
     first = max(0, pad - h);
     last = min(s_.kh, s_.H + pad - h);
     for (; next_ < h + last - pad; ++next_)
-      pack_row(s_, map_, task_, next_, s_.kw / 2, slot(next_));
+      pack_row(s_, map_, task_, next_, s_.kw / 2, s_.T * line_, slot(next_));
     for (int64_t i = first; i < last; ++i) rows_[i] = slot(h + i - pad);
+    next_row_ = row_of(map_, task_.b, min(next_, s_.H - 1)) + task_.first * L;
   }
 
   // Frame t of row i of the neighbourhood; column 0 is the leftmost padding.
-  const A* line(int64_t t, int64_t i) const { return rows_[i] + t * line_; }
+  const A* line(int64_t block, int64_t t, int64_t i) const {
+    return rows_[i] + (block * s_.T + t) * line_;
+  }
+
+  // Brings a column of the map's next row nearer.
+  void prefetch(int64_t block, int64_t t, int64_t w) const {
+    __builtin_prefetch(next_row_ + t * map_.stride[1] + w * map_.stride[3] + block * L, 0, 2);
+  }
 
   int64_t first, last;
 
@@ -94,10 +117,11 @@ class Ring {
   const DepthwiseMap<S>& map_;
   const Task<S>& task_;
   A* memory_;
+  const S* next_row_;
   int64_t line_, next_;
   const A* rows_[7];
 
-  A* slot(int64_t h) const { return memory_ + h % s_.kh * s_.T * line_; }
+  A* slot(int64_t h) const { return memory_ + h % s_.kh * task_.blocks * s_.T * line_; }
 };
 
 // sum[i] += weight[k] * line[i + k]
@@ -120,37 +144,41 @@ UK_INLINE void convolve_line(vec<A> (&sum)[COLUMNS], const A* line, const A* wei
 // Row h of the output: bias + convolution of the ring [+ the ring's own row].
 template <class S, int KW, int COLUMNS>
 void convolve_row(const DepthwiseShape& s, const Ring<S>& ring, const Task<S>& task, int64_t h,
-                  const typename accumulator<S>::type* weight,
+                  int64_t block, const typename accumulator<S>::type* weight,
                   const typename accumulator<S>::type* bias, bool residual, S* y) {
   using A = typename accumulator<S>::type;
   constexpr int64_t L = lanes_of<A>;
   const int64_t pt = s.kt / 2, first = ring.first, last = ring.last;
+  const int64_t channels = task.channels(s, block);
   const vec<A> start = bias ? load(bias) : vec<A>{};
   for (int64_t w = 0; w < s.W; w += COLUMNS) {
     const int64_t left = min(w, s.W - COLUMNS);  // the last tile overlaps its neighbour
     for (int64_t t = 0; t < s.T; ++t) {
-      S* out = y + (((task.b * s.T + t) * s.H + h) * s.W + left) * s.C + task.block * L;
-      // The lines to be written are fetched while the sums are formed.
+      S* out = y + (((task.b * s.T + t) * s.H + h) * s.W + left) * s.C + (task.first + block) * L;
+      // The lines to be written, and those to be packed next, are fetched while the sums are formed.
 #pragma GCC unroll 32
-      for (int j = 0; j < COLUMNS; ++j) __builtin_prefetch(out + j * s.C, 1);
+      for (int j = 0; j < COLUMNS; ++j) {
+        __builtin_prefetch(out + j * s.C, 1);
+        ring.prefetch(block, t, left + j);
+      }
       vec<A> sum[COLUMNS];
 #pragma GCC unroll 32
       for (int j = 0; j < COLUMNS; ++j) sum[j] = start;
       if (residual) {
-        const A* own = ring.line(t, s.kh / 2) + (left + KW / 2) * L;
+        const A* own = ring.line(block, t, s.kh / 2) + (left + KW / 2) * L;
 #pragma GCC unroll 32
         for (int j = 0; j < COLUMNS; ++j) sum[j] += load(own + j * L);
       }
       for (int64_t f = max(0, pt - t); f < min(s.kt, s.T + pt - t); ++f)
         for (int64_t i = first; i < last; ++i)
-          convolve_line<A, KW, COLUMNS>(sum, ring.line(t + f - pt, i) + left * L,
+          convolve_line<A, KW, COLUMNS>(sum, ring.line(block, t + f - pt, i) + left * L,
                                         weight + (f * s.kh + i) * KW * L);
-      if (task.channels == L) {
+      if (channels == L) {
 #pragma GCC unroll 32
         for (int j = 0; j < COLUMNS; ++j) store(out + j * s.C, sum[j]);
       } else {
 #pragma GCC unroll 32
-        for (int j = 0; j < COLUMNS; ++j) store_some<A>(out + j * s.C, sum[j], task.channels);
+        for (int j = 0; j < COLUMNS; ++j) store_some<A>(out + j * s.C, sum[j], channels);
       }
     }
   }
@@ -182,7 +210,7 @@ UK_INLINE void correlate_lines(vec<A> (&sum)[ROWS][KW], const A* x, const A* con
 // for columns [left, right) and frames [first, last) of x.
 template <class S, int KW, int ROWS, int COLUMNS>
 UK_INLINE void correlate_tile(const DepthwiseShape& s, const Ring<S>& dy,
-                              const typename accumulator<S>::type* x, int64_t i, int64_t f,
+                              int64_t block, const typename accumulator<S>::type* x, int64_t i, int64_t f,
                               int64_t left, int64_t right, int64_t first, int64_t last,
                               typename accumulator<S>::type* dw) {
   using A = typename accumulator<S>::type;
@@ -196,7 +224,7 @@ UK_INLINE void correlate_tile(const DepthwiseShape& s, const Ring<S>& dy,
   for (int64_t t = max(first, pt - f); t < min(last, s.T + pt - f); ++t) {
     const A* line[ROWS];
 #pragma GCC unroll 8
-    for (int r = 0; r < ROWS; ++r) line[r] = dy.line(t + f - pt, i + r);
+    for (int r = 0; r < ROWS; ++r) line[r] = dy.line(block, t + f - pt, i + r);
     int64_t w = left;
     for (; w + COLUMNS <= right; w += COLUMNS) {
       const A* tile[ROWS];
@@ -219,7 +247,7 @@ UK_INLINE void correlate_tile(const DepthwiseShape& s, const Ring<S>& dy,
 
 // Adds a row's share of the (flipped) weight gradient.
 template <class S, int KW>
-void correlate_row(const DepthwiseShape& s, const Ring<S>& dy,
+void correlate_row(const DepthwiseShape& s, const Ring<S>& dy, int64_t block,
                    const typename accumulator<S>::type* x,
                    typename accumulator<S>::type* dw) {
   constexpr int64_t L = Ring<S>::L;
@@ -235,15 +263,15 @@ void correlate_row(const DepthwiseShape& s, const Ring<S>& dy,
       for (int64_t f = 0; f < s.kt; ++f) {
         int64_t i = dy.first;
         for (; i + ROWS <= dy.last; i += ROWS)
-          correlate_tile<S, KW, ROWS, COLUMNS>(s, dy, x, i, f, left, right, first, last,
+          correlate_tile<S, KW, ROWS, COLUMNS>(s, dy, block, x, i, f, left, right, first, last,
                                                dw + (f * s.kh + i) * KW * L);
         if (ROWS > 2 && i + 2 <= dy.last) {
-          correlate_tile<S, KW, 2, COLUMNS>(s, dy, x, i, f, left, right, first, last,
+          correlate_tile<S, KW, 2, COLUMNS>(s, dy, block, x, i, f, left, right, first, last,
                                             dw + (f * s.kh + i) * KW * L);
           i += 2;
         }
         for (; i < dy.last; ++i)
-          correlate_tile<S, KW, 1, COLUMNS>(s, dy, x, i, f, left, right, first, last,
+          correlate_tile<S, KW, 1, COLUMNS>(s, dy, block, x, i, f, left, right, first, last,
                                             dw + (f * s.kh + i) * KW * L);
       }
     }
@@ -252,11 +280,11 @@ void correlate_row(const DepthwiseShape& s, const Ring<S>& dy,
 
 // The ring's own row of dy summed over frames and columns, onto db.
 template <class S, class A = typename accumulator<S>::type>
-void sum_row(const DepthwiseShape& s, const Ring<S>& dy, A* db) {
+void sum_row(const DepthwiseShape& s, const Ring<S>& dy, int64_t block, A* db) {
   constexpr int64_t L = lanes_of<A>;
   vec<A> sum[4] = {load(db)};
   for (int64_t t = 0; t < s.T; ++t) {
-    const A* line = dy.line(t, s.kh / 2) + s.kw / 2 * L;
+    const A* line = dy.line(block, t, s.kh / 2) + s.kw / 2 * L;
     int64_t w = 0;
     for (; w + 4 <= s.W; w += 4)
       for (int j = 0; j < 4; ++j) sum[j] += load(line + (w + j) * L);
@@ -266,7 +294,7 @@ void sum_row(const DepthwiseShape& s, const Ring<S>& dy, A* db) {
 }
 
 template <class S>
-using RowFunction = void (*)(const DepthwiseShape&, const Ring<S>&, const Task<S>&, int64_t,
+using RowFunction = void (*)(const DepthwiseShape&, const Ring<S>&, const Task<S>&, int64_t, int64_t,
                              const typename accumulator<S>::type*,
                              const typename accumulator<S>::type*, bool, S*);
 
@@ -293,11 +321,14 @@ void forward(const DepthwiseShape& s, const DepthwiseMap<S>& x,
   const Task<S> task(s, index);
   Ring<S> ring(s, x, task, scratch<A>(Ring<S>::size(s)));
   const auto convolve = row_function<S, KW>(s);
-  const A* own_weight = weight + task.block * s.kt * s.kh * KW * L;
-  const A* own_bias = bias ? bias + task.block * L : nullptr;
+  const int64_t taps = s.kt * s.kh * KW;
   for (int64_t h = task.begin; h < task.end; ++h) {
     ring.advance(h);
-    convolve(s, ring, task, h, own_weight, own_bias, residual, y);
+    for (int64_t i = 0; i < task.blocks; ++i) {
+      const int64_t block = task.first + i;
+      convolve(s, ring, task, h, i, weight + block * taps * L, bias ? bias + block * L : nullptr,
+               residual, y);
+    }
   }
 }
 
@@ -309,31 +340,36 @@ void backward(const DepthwiseShape& s, const DepthwiseMap<S>& dy, const Depthwis
   constexpr int64_t L = lanes_of<A>;
   const Task<S> task(s, index);
   const int64_t taps = s.kt * s.kh * KW;
-  A* memory = scratch<A>(Ring<S>::size(s) + (s.T * s.W + 2 * taps) * L);
-  A* row = memory + Ring<S>::size(s);
-  A* row_dw = row + s.T * s.W * L;
-  A* dw = row_dw + taps * L;
-  A* db = partial ? partial + taps * L : nullptr;
+  const int64_t lines = s.T * s.W * L, size = (taps + 1) * L;
+  A* memory = scratch<A>(Ring<S>::size(s) + s.group * (lines + size) + taps * L);
+  A* rows = memory + Ring<S>::size(s);
+  A* sums = rows + s.group * lines;  // of dw, flipped, and db
+  A* row_dw = sums + s.group * size;
   Ring<S> ring(s, dy, task, memory);
   const auto convolve = row_function<S, KW>(s);
-  if (partial) {
-    __builtin_memset(dw, 0, taps * L * sizeof(A));
-    __builtin_memset(db, 0, L * sizeof(A));
-  }
+  __builtin_memset(sums, 0, s.group * size * sizeof(A));
   for (int64_t h = task.begin; h < task.end; ++h) {
     ring.advance(h);
-    if (dx) convolve(s, ring, task, h, flipped + task.block * taps * L, nullptr, residual, dx);
-    if (partial) {
-      pack_row(s, x, task, h, 0, row);
+    if (partial) pack_row(s, x, task, h, 0, lines, rows);
+    for (int64_t block = 0; block < task.blocks; ++block) {
+      if (dx)
+        convolve(s, ring, task, h, block, flipped + (task.first + block) * taps * L, nullptr,
+                 residual, dx);
+      if (!partial) continue;
+      A* dw = sums + block * size;
       // Summed row by row, then over rows: long sums of equal terms lose digits.
       __builtin_memset(row_dw, 0, taps * L * sizeof(A));
-      correlate_row<S, KW>(s, ring, row, row_dw);
+      correlate_row<S, KW>(s, ring, block, rows + block * lines, row_dw);
       for (int64_t i = 0; i < taps * L; i += L) store(dw + i, load(dw + i) + load(row_dw + i));
-      sum_row<S>(s, ring, db);
+      sum_row<S>(s, ring, block, dw + taps * L);
     }
   }
-  if (partial)
-    for (int64_t i = 0; i < taps; ++i) store(partial + i * L, load(dw + (taps - 1 - i) * L));
+  for (int64_t block = 0; partial && block < task.blocks; ++block) {
+    const A* dw = sums + block * size;
+    A* own = partial + (task.part + block) * size;
+    for (int64_t i = 0; i < taps; ++i) store(own + i * L, load(dw + (taps - 1 - i) * L));
+    store(own + taps * L, load(dw + taps * L));
+  }
 }
 
 template <class S>
