@@ -48,6 +48,17 @@ STABLE_TORCH_LIBRARY(uniformer_kernels, m) {
   // The sums of x - shift and of its square over the rows, [2, C]; what they give to x, on top of dy.
   m.def("moments(Tensor x, Tensor? shift) -> Tensor");
   m.def("moments_backward(Tensor? dy, Tensor x, Tensor? shift, Tensor dmoments) -> Tensor");
+  // y = scale (x - center) + shift of every channel, or GELU of that; y's gradient in front of the
+  // GELU, its sums and those of it times x - center, [2, C]; and, from that gradient,
+  // dx = scale dz + offset + slope (x - center).
+  m.def(
+      "scale_shift(Tensor x, Tensor center, Tensor scale, Tensor shift, bool gelu) -> Tensor");
+  m.def(
+      "scale_shift_backward_sums(Tensor dy, Tensor x, Tensor center, Tensor scale, Tensor shift, bool gelu) "
+      "-> Tensor");
+  m.def(
+      "scale_shift_backward(Tensor dy, Tensor x, Tensor center, Tensor scale, Tensor shift, "
+      "Tensor offset, Tensor slope, bool gelu) -> Tensor");
   // Whether the three operators behind it take matrices of float32, too.
   m.def("multiplies_float32() -> bool");
   // A layer as they multiply by it; what is packed for another processor is packed again.
@@ -91,6 +102,9 @@ STABLE_TORCH_LIBRARY_IMPL(uniformer_kernels, CPU, m) {
   m.impl("moments", TORCH_BOX(&uk::moments));
   m.impl("moments_backward", TORCH_BOX(&uk::moments_backward));
   m.impl("bfloat16_pack", TORCH_BOX(&uk::bfloat16_pack));
+  m.impl("scale_shift", TORCH_BOX(&uk::scale_shift));
+  m.impl("scale_shift_backward_sums", TORCH_BOX(&uk::scale_shift_backward_sums));
+  m.impl("scale_shift_backward", TORCH_BOX(&uk::scale_shift_backward));
   m.impl("bfloat16_linear", TORCH_BOX(&uk::bfloat16_linear));
   m.impl("bfloat16_feed_forward", TORCH_BOX(&uk::bfloat16_feed_forward));
   m.impl("activation_backward_", TORCH_BOX(&uk::activation_backward_));

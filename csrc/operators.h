@@ -104,4 +104,20 @@ signatures::moments_backward moments_backward;
 
 }  // namespace cuda
 
+torch::stable::Tensor scale_shift(const torch::stable::Tensor& x, const torch::stable::Tensor& center,
+                                  const torch::stable::Tensor& scale, const torch::stable::Tensor& shift,
+                                  bool gelu);
+
+torch::stable::Tensor scale_shift_backward_sums(const torch::stable::Tensor& dy, const torch::stable::Tensor& x,
+                                       const torch::stable::Tensor& center,
+                                       const torch::stable::Tensor& scale,
+                                       const torch::stable::Tensor& shift, bool gelu);
+
+torch::stable::Tensor scale_shift_backward(const torch::stable::Tensor& dy, const torch::stable::Tensor& x,
+                                           const torch::stable::Tensor& center,
+                                           const torch::stable::Tensor& scale,
+                                           const torch::stable::Tensor& shift,
+                                           const torch::stable::Tensor& offset,
+                                           const torch::stable::Tensor& slope, bool gelu);
+
 }  // namespace uk

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._ops import OpOverload
 
@@ -83,6 +84,12 @@ def _depthwise_conv3d_toeplitz_with_moments(
 @_decomposes
 def _moments(x: Tensor, shift: Tensor | None) -> Tensor:
     return reference.moments(x, shift=shift)
+
+
+@_decomposes
+def _scale_shift(x: Tensor, center: Tensor, scale: Tensor, shift: Tensor, gelu: bool) -> Tensor:
+    y = (x - center) * scale + shift
+    return (F.gelu(y) if gelu else y).to(x.dtype)
 
 
 @_decomposes

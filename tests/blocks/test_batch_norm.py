@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.library import opcheck
 
-from tests.contract import draw
+from tests.contract import check, draw, within
+from uniformer_kernels import scale_shift
 from uniformer_kernels.blocks import Affine, BatchNorm, batch_norm, local_block
-from uniformer_kernels.blocks.norms import norm_then
+from uniformer_kernels.blocks.norms import near_mean, norm_then
 from uniformer_kernels.triton import INTERPRETED
 
 NORMS = {
@@ -27,17 +30,82 @@ NORMS = {
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_steps_and_evaluation_are_the_modules(options: dict, dtype: torch.dtype) -> None:
     theirs = nn.BatchNorm3d(5, **options, dtype=dtype)
-    ours = copy.deepcopy(theirs)
+    ours, exact = copy.deepcopy(theirs), copy.deepcopy(theirs).double()
     for training in (True, True, True, False, True):
-        theirs.train(training), ours.train(training)
+        theirs.train(training), ours.train(training), exact.train(training)
+        exact.load_state_dict(ours.state_dict())
         x = (torch.randn(2, 5, 3, 2, 4) * 3 + 1).to(dtype)
         expected = theirs(x)
         got = batch_norm(x.movedim(1, -1).contiguous(), BatchNorm.of(ours)).movedim(-1, 1)
-        # Sums may be taken in another order.
-        torch.testing.assert_close(got, expected)
+        within("output", got, [expected], exact(x.double()), reduction=48)
         torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
     if theirs.num_batches_tracked is not None:
         assert ours.num_batches_tracked == 4
+
+
+def plain(x: torch.Tensor, weight, bias, *, mean, variance, eps: float, gelu: bool) -> torch.Tensor:
+    y = F.batch_norm(
+        x.movedim(-1, 1),
+        None if variance is None else mean.to(x.dtype),
+        None if variance is None else variance.to(x.dtype),
+        weight,
+        bias,
+        training=variance is None,
+        eps=eps,
+    ).movedim(1, -1)
+    return F.gelu(y) if gelu else y
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("gelu", [False, True], ids=["linear", "gelu"])
+@pytest.mark.parametrize("running", [False, True], ids=["batch", "running"])
+@pytest.mark.parametrize("shape", [(2, 3, 5), (7, 2, 1, 56), (1100, 28), (2, 300)], ids=str)
+def test_one_pass(shape, running: bool, gelu: bool, dtype: torch.dtype) -> None:
+    """Values and every gradient, with the activation behind the norm and without."""
+    C = shape[-1]
+    options = {"mean": draw(C), "variance": draw(C).square() + 0.5 if running else None}
+    options |= {"eps": 1e-3, "gelu": gelu}
+    inputs = {"x": draw(*shape, dtype=dtype) + 0.5}
+    inputs |= {"weight": draw(C, dtype=dtype), "bias": draw(C, dtype=dtype)}
+
+    def run(x, weight, bias, *, mean, variance, eps, gelu):
+        mean = near_mean(x) if variance is None else mean
+        return scale_shift.batch_norm(x, weight, bias, mean, variance, eps, gelu=gelu)[0]
+
+    check(partial(run, **options), partial(plain, **options), inputs, reduction=max(shape[:-1]) * 8)
+
+
+def test_one_pass_is_repeatable_on_any_number_of_threads() -> None:
+    x, dy = draw(5000, 28), draw(5000, 28)
+    results = []
+    for threads in (1, 2, 2):
+        torch.set_num_threads(threads)
+        leaves = [x.clone().requires_grad_(), draw(28) * 0 + 2, draw(28) * 0]
+        leaves = [leaf.requires_grad_() for leaf in leaves]
+        y, found = scale_shift.batch_norm(*leaves, torch.zeros(28), None, 1e-5, gelu=True)
+        results.append([y, found, *torch.autograd.grad(y, leaves, dy)])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_one_bad_number_spoils_its_channel_only(value: float) -> None:
+    x = draw(40, 30)
+    x[7, 20] = value
+    y, _ = scale_shift.batch_norm(x, None, None, torch.zeros(30), None, 1e-5, gelu=True)
+    assert y[:, 20].isnan().all()
+    assert y.isfinite().sum() == 40 * 29
+
+
+def test_one_pass_opcheck() -> None:
+    operators, rows, vectors = torch.ops.uniformer_kernels, draw(9, 20), draw(5, 20).unbind()
+    center, scale, shift, offset, slope = (v.contiguous() for v in vectors)
+    opcheck(operators.scale_shift, (rows, center, scale, shift, True))
+    opcheck(operators.scale_shift_backward_sums, (rows, rows, center, scale, shift, True))
+    opcheck(operators.scale_shift_backward, (rows, rows, center, scale, shift, offset, slope, True))
+    for bad in (rows.double(), rows.t(), rows[:, :5]):
+        with pytest.raises(RuntimeError, match="expected"):
+            operators.scale_shift(bad, center, scale, shift, False)
 
 
 def test_statistics_stay_in_the_modules_buffers() -> None:

@@ -8,16 +8,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import ops
+from .. import ops, scale_shift
 from .layers import Called, Layer
 from .parameters import Affine, BatchNorm
 from .synchronise import synchronise
 
 
-def batch_norm(x: Tensor, norm: BatchNorm | Called) -> Tensor:
-    """``nn.BatchNorm3d`` on ``[B, T, H, W, C]``, running statistics and errors included."""
-    if isinstance(norm, Called):
-        return norm(x)
+def batch_norm(x: Tensor, norm: BatchNorm | Called, *, gelu: bool = False) -> Tensor:
+    """``nn.BatchNorm3d`` on ``[B, T, H, W, C]``, running statistics and errors included.
+
+    With ``gelu`` the activation is behind it.
+    """
+    if not isinstance(norm, Called) and norm.group is None and scale_shift.serves(x):
+        return _in_one_pass(x, norm, gelu)
+    y = norm(x) if isinstance(norm, Called) else _batch_norm(x, norm)
+    return F.gelu(y) if gelu else y
+
+
+def _in_one_pass(x: Tensor, norm: BatchNorm, gelu: bool) -> Tensor:
+    if norm.training:
+        norm.count(x)  # one value per channel has no variance
+    statistics = (near_mean(x), None) if norm.training else (norm.running_mean, norm.running_var)
+    y, found = scale_shift.batch_norm(x, norm.weight, norm.bias, *statistics, norm.eps, gelu=gelu)
+    if norm.training:
+        norm.update(found)
+    return y
+
+
+def _batch_norm(x: Tensor, norm: BatchNorm) -> Tensor:
     if norm.group is not None:
         return _synchronised(x, norm)
     # A view: PyTorch computes it in the channels-last memory format, and keeps that.

@@ -74,28 +74,29 @@ def conv_stem(
     Raises:
         RuntimeError, ValueError: what the convolution and ``batch_norm`` raise.
     """
-    strides = tuple(temporal_strides)
+    strides, layers = tuple(temporal_strides), list(layers)
     for depth, (conv, norm) in enumerate(layers):
         stride = (*strides[depth : depth + 1], 2, 2)
-        x = _conv_norm(_gelu(x) if depth else x, conv, norm, stride)
+        x = _conv_norm(x, conv, norm, stride, gelu=depth < len(layers) - 1)
     return x
 
 
-def _gelu(x: Tensor) -> Tensor:
-    """Without gradients in place: the largest map of the model need not be there twice."""
-    return F.gelu(x) if x.requires_grad else torch.ops.aten.gelu_(x)
-
-
 def _conv_norm(
-    x: Tensor, conv: Layer, norm: BatchNorm | Called | None, stride: Sequence[int]
+    x: Tensor, conv: Layer, norm: BatchNorm | Called | None, stride: Sequence[int], *, gelu: bool
 ) -> Tensor:
     padding = (1,) * len(stride)
     if isinstance(conv, Called) or isinstance(norm, Called) or (norm is not None and norm.training):
         x = _convolution(x, conv, stride, padding)
-        return x if norm is None else batch_norm(x, norm)
-    if norm is not None:
-        conv = conv.scale_output(*norm.scale_shift())
-    return _convolution(x, conv, stride, padding)
+        if norm is not None:
+            return batch_norm(x, norm, gelu=gelu)
+    else:
+        if norm is not None:
+            conv = conv.scale_output(*norm.scale_shift())
+        x = _convolution(x, conv, stride, padding)
+    if not gelu:
+        return x
+    # Without gradients in place: the largest map of the model need not be there twice.
+    return F.gelu(x) if x.requires_grad else torch.ops.aten.gelu_(x)
 
 
 def _convolution(x: Tensor, conv: Layer, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
