@@ -54,8 +54,8 @@ UK_INLINE void pack_queries_tiles(const float* rows, int64_t width, float* turne
                   load(turned + (c + i + kEdge) * kEdge));
 }
 
-// Calls add(other) for each product of parts that float32 can tell, small ones first, with a part on
-// the right in tile 6 and the other one on the left still to be loaded.
+// Calls add(other) for each product of parts that float32 can tell, small ones first: with a part
+// on the right in tile 6, and where the other one lies on the left.
 template <class N, class Add>
 UK_INLINE void for_parts(const bf16* right, const Add& add) {
 #pragma GCC unroll 3
@@ -275,7 +275,8 @@ bool forward_tiles(const AttentionShape& s, const S* qkv, const S* bias, S* out,
       vec<float> factor = 1.f - vec<float>{};
       if (!calm) factor = raise_top(slot(step), scale, offset + step * kRows, top);
       const bool plain = calm && !t.padded && (step + 1) * kRows <= t.tokens;
-      const vec<float> sum = plain ? soften(std::true_type(), step) : soften(std::false_type(), step);
+      const vec<float> sum =
+          plain ? soften(std::true_type(), step) : soften(std::false_type(), step);
       total = total * factor + sum;
       if (step == 0) clear_sums();  // there was nothing to gather yet
       if (_mm512_cmp_ps_mask((__m512)factor, _mm512_set1_ps(1.f), _CMP_NEQ_UQ) != 0) {

@@ -1,7 +1,7 @@
-// Depthwise 3-D convolution, forward and both gradients, on one block of channels at a time.
+// Depthwise 3-D convolution, forward and both gradients, on a group of channel blocks at a time.
 //
-// The rows an output row needs are converted to the accumulator type and packed, channel block by
-// channel block, into a ring of kh slots [T, W + kw - 1, lanes] with zeroed ends: a tile of
+// The rows an output row needs are converted to the accumulator type and packed into a ring of kh
+// slots [blocks, T, W + kw - 1, lanes] with zeroed ends: a tile of
 // columns then needs no edge cases along W, its lines spread over all sets of the L1 cache
 // (columns of the map itself are C elements apart and would share a few), and each input is read
 // from memory once.  Frames and rows outside the map are skipped, not multiplied by zero.
@@ -155,7 +155,7 @@ void convolve_row(const DepthwiseShape& s, const Ring<S>& ring, const Task<S>& t
     const int64_t left = min(w, s.W - COLUMNS);  // the last tile overlaps its neighbour
     for (int64_t t = 0; t < s.T; ++t) {
       S* out = y + (((task.b * s.T + t) * s.H + h) * s.W + left) * s.C + (task.first + block) * L;
-      // The lines to be written, and those to be packed next, are fetched while the sums are formed.
+      // Lines to be written, and those to be packed next, are fetched while the sums are formed.
 #pragma GCC unroll 32
       for (int j = 0; j < COLUMNS; ++j) {
         __builtin_prefetch(out + j * s.C, 1);
@@ -210,8 +210,8 @@ UK_INLINE void correlate_lines(vec<A> (&sum)[ROWS][KW], const A* x, const A* con
 // for columns [left, right) and frames [first, last) of x.
 template <class S, int KW, int ROWS, int COLUMNS>
 UK_INLINE void correlate_tile(const DepthwiseShape& s, const Ring<S>& dy,
-                              int64_t block, const typename accumulator<S>::type* x, int64_t i, int64_t f,
-                              int64_t left, int64_t right, int64_t first, int64_t last,
+                              int64_t block, const typename accumulator<S>::type* x, int64_t i,
+                              int64_t f, int64_t left, int64_t right, int64_t first, int64_t last,
                               typename accumulator<S>::type* dw) {
   using A = typename accumulator<S>::type;
   constexpr int64_t L = lanes_of<A>;
@@ -294,8 +294,8 @@ void sum_row(const DepthwiseShape& s, const Ring<S>& dy, int64_t block, A* db) {
 }
 
 template <class S>
-using RowFunction = void (*)(const DepthwiseShape&, const Ring<S>&, const Task<S>&, int64_t, int64_t,
-                             const typename accumulator<S>::type*,
+using RowFunction = void (*)(const DepthwiseShape&, const Ring<S>&, const Task<S>&, int64_t,
+                             int64_t, const typename accumulator<S>::type*,
                              const typename accumulator<S>::type*, bool, S*);
 
 template <class S, int KW, int COLUMNS>
