@@ -282,7 +282,8 @@ def _feed_forward_backward(
     want_weights: bool,
 ) -> tuple[Tensor, ...]:
     layers = fc1_weight, fc1_bias, fc2_weight
-    if want_weights and _splits(x):
+    # With fewer rows than hidden channels, walks over the weights are what takes the time.
+    if want_weights and _splits(x) and math.prod(x.shape[:-1]) >= len(fc1_weight):
         gradient = rows(dy).to(x.dtype)
         found = bfloat16.feed_forward_backward(gradient, rows(x), *layers, activation, want_input)
         if found is not None:
