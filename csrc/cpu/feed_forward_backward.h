@@ -34,7 +34,7 @@ struct FeedForwardOperands {
 // A task is one (part, group), the last fastest.  Its sums are blocks of 32 x 32: of x' dz
 // [group, inputs], and of dy' hidden [group, outputs]; then dz's [group], then dy's [outputs].
 struct FeedForwardKernels {
-  // One panel of 32 outputs of a weight [outputs, inputs], whose outputs or inputs lie side by side.
+  // One panel of 32 outputs of a weight [outputs, inputs], adjacent along either axis.
   void (*pack)(const float* weight, int64_t output_stride, int64_t input_stride, int64_t inputs,
                int64_t outputs, int64_t index, bf16* panel);
   // Splits 32 rows of x and dy, from `row` of the chunk that starts at `first`.

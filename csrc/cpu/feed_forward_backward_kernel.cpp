@@ -1,5 +1,5 @@
-// The gradients of a feed-forward network.  Hidden activations and their gradients are split as they
-// come from the tiles, while the next ones are multiplied, and multiplied while they are in L2.
+// The gradients of a feed-forward network.  Hidden activations and their gradients are split as
+// they come from the tiles, while the next ones are multiplied, and multiplied while in L2.
 
 #include "feed_forward_backward.h"
 
