@@ -12,6 +12,7 @@ import datetime
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -87,7 +88,7 @@ def run(stages: Sequence[str], out: Path) -> int:
     """Run stages in their order; 1 if one of them failed."""
     gpu = _gpu()
     where = machine("make gpu") | gpu
-    commit = where["commit"].replace("+", "-")
+    commit, *_ = where["commit"].split("+")  # the table and the document change on the way
     folder = out / gpu["gpu"].lower().replace(" ", "-")
     folder.mkdir(parents=True, exist_ok=True)
     result = folder / f"{datetime.date.today().isoformat()}-{commit}.json"
@@ -127,7 +128,7 @@ def _stage(stage: str, folder: Path) -> dict[str, Any]:
     log = folder / f"{stage}.log"
     with log.open("w") as output:
         try:
-            code = subprocess.run(
+            process = subprocess.Popen(
                 command,
                 cwd=ROOT,
                 # The latter lets cuBLAS run where tests ask for determinism.
@@ -136,10 +137,12 @@ def _stage(stage: str, folder: Path) -> dict[str, Any]:
                 | _ENVIRONMENT.get(stage, {}),
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                timeout=LIMITS[stage],
-                check=False,
-            ).returncode
+                start_new_session=True,  # stopped as one, so that nothing is left on the GPU
+            )
+            code: int | str = process.wait(LIMITS[stage])
         except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
             code = f"stopped after {LIMITS[stage]} s"
         except OSError as error:
             code = str(error)

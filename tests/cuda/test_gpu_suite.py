@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -40,10 +41,12 @@ def python(text: str) -> list[str]:
 
 
 def test_a_stage_that_takes_too_long_keeps_its_rows(stages, monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(suite, "LIMITS", dict.fromkeys(suite.LIMITS, 1))
-    rows = tmp_path / "some-gpu" / "operators.rows"
+    monkeypatch.setattr(suite, "LIMITS", dict.fromkeys(suite.LIMITS, 0.7))
+    rows, late = tmp_path / "some-gpu" / "operators.rows", tmp_path / "late"
+    left_behind = f"import time; time.sleep(1.5); open({str(late)!r}, 'w')"
     stages["operators"] = python(
-        f"import time; open({str(rows)!r}, 'w').write('[{{\"what\": \"a\"}}]'); time.sleep(9)"
+        f"import subprocess, sys; open({str(rows)!r}, 'w').write('[{{\"what\": \"a\"}}]')\n"
+        f"subprocess.run([sys.executable, '-c', {left_behind!r}])"
     )
     stages["check"] = python("print('passed')")
     stages["memory"] = ["no-such-program"]
@@ -56,6 +59,8 @@ def test_a_stage_that_takes_too_long_keeps_its_rows(stages, monkeypatch, tmp_pat
     assert found["operators"]["rows"] == [{"what": "a"}]
     assert found["check"]["log"] == ["passed"]
     assert "no-such-program" in found["memory"]["exit"]
+    time.sleep(1)
+    assert not late.exists()  # it was stopped with what it had started
 
 
 def test_the_tests_it_runs_are_there() -> None:
