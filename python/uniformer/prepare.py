@@ -88,7 +88,7 @@ class Guard:
             if (source := owner()) is None:
                 return  # the model is gone: it can no longer change
             now = source._parameters.get(name, source._buffers.get(name))
-            if now is not tensor() or _version(now) != version:
+            if now is None or now is not tensor() or _version(now) != version:
                 raise RuntimeError(
                     f"{type(source).__name__}.{name} has changed since the model was prepared: "
                     "prepare it again"

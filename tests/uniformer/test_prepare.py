@@ -145,6 +145,15 @@ def _statistics(model: nn.Module) -> None:
     model.eval()
 
 
+def test_a_parameter_taken_away_is_an_error() -> None:
+    model, x = _model("small")
+    prepared = uniformer.prepare(model)
+    model.head.bias = None
+    gc.collect()
+    with pytest.raises(RuntimeError, match=r"\.bias has changed since the model was prepared"):
+        prepared(x)
+
+
 @pytest.mark.parametrize("change", [_in_place, _replaced, _loaded, _statistics])
 def test_stale_weights_are_an_error(change: object) -> None:
     model, x = _model("small")

@@ -43,6 +43,13 @@ def feed_forward(
     residual: Tensor | None = None,
 ) -> Tensor:
     """``[residual +] fc2(activation(fc1([layer_norm](x))))``."""
-    norm = {"norm_weight": norm_weight, "norm_bias": norm_bias, "eps": eps}
-    hidden = linear(x, fc1_weight, fc1_bias, **norm, activation=activation)
+    hidden = linear(
+        x,
+        fc1_weight,
+        fc1_bias,
+        norm_weight=norm_weight,
+        norm_bias=norm_bias,
+        eps=eps,
+        activation=activation,
+    )
     return linear(hidden, fc2_weight, fc2_bias, residual=residual)
