@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from itertools import groupby
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+import benchmarks
 import uniformer_kernels as uk
 from tests.contract import check, draw
 from uniformer_kernels import reference
@@ -101,6 +104,15 @@ def test_every_operator_has_cases() -> None:
     assert all(callable(getattr(uk, name)) for name in OPERATORS)
     names = [(case.operator, case.name) for case in cases()]
     assert len(set(names)) == len(names)
+
+
+def test_make_bench_finds_every_operator() -> None:
+    found = set()
+    for path in Path(benchmarks.__file__).parent.glob("bench_*.py"):
+        for thing in vars(import_module(f"benchmarks.{path.stem}")).values():
+            for mark in getattr(thing, "pytestmark", ()):
+                found |= {case.operator for ((case, *_),) in (p.values for p in mark.args[1])}
+    assert found == set(OPERATORS)
 
 
 SMALL = [
