@@ -129,7 +129,7 @@ def test_rivals_compute_what_the_operator_does(operator: str) -> None:
     case = list(cases(operator))[-1]
     referee = judge(case, torch.float32, CPU, backward=True)
     for name, rival in {"ours": case.ours, **case.rivals}.items():
-        if name != "compiled":
+        if name != "compiled" and rival.serves(torch.float32, CPU):
             found = objection(case, rival, referee, torch.float32, CPU, backward=True)
             assert found is None, f"{name}: {found}"
 
