@@ -72,6 +72,9 @@ _MULTIPLICATIONS: dict[str, Callable[[Any], int]] = {
         (1 + a.want_weights) * _rows(a.x, a.fc1_weight, a.fc2_weight)
         + a.want_input * _rows(a.x, a.fc1_weight)
     ),
+    "split_feed_forward_backward": lambda a: (
+        2 * _rows(a.x, a.fc1_weight, a.fc2_weight) + a.want_input * _rows(a.x, a.fc1_weight)
+    ),
     "joint_attention": lambda a: 2 * _attention(a.qkv),
     "joint_attention_backward": lambda a: 5 * _attention(a.qkv),
     "joint_attention_with_score": lambda a: 2 * _attention(a.qkv) + _attention(a.qkv, a.queries),

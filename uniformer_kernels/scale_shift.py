@@ -101,7 +101,10 @@ class _BatchNorm(torch.autograd.Function):
         scale, shift, away, rstd = coefficients.unbind()
         want_x, want_weight, want_bias, *_ = ctx.needs_input_grad
         norm = center, scale, shift
-        dy, dx, dweight, dbias = dy.contiguous(), None, None, None
+        dx: Tensor | None = None
+        dweight: Tensor | None = None
+        dbias: Tensor | None = None
+        dy = dy.contiguous()
         offset = slope = torch.zeros_like(scale)
         if ctx.batch or want_weight or want_bias:
             dbias, product = kernels("cpu").scale_shift_backward_sums(dy, x, *norm, ctx.gelu)
@@ -112,7 +115,7 @@ class _BatchNorm(torch.autograd.Function):
         if want_x:
             dx = kernels("cpu").scale_shift_backward(dy, x, *norm, offset, slope, ctx.gelu)
         dweight, dbias = (
-            d.to(dtype) if want else None
+            d.to(dtype) if want and d is not None else None
             for d, dtype, want in zip(
                 (dweight, dbias), ctx.dtypes, (want_weight, want_bias), strict=True
             )

@@ -7,6 +7,7 @@ served: the linear layers are called as modules.
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from ..blocks import has_hooks
 from ..ops import joint_attention
@@ -32,7 +33,7 @@ def _weights_are_seen(attn: nn.Module) -> bool:
     drop = attn._modules.get("attn_drop")
     if drop is None:
         return False
-    return bool(has_hooks(drop) or (drop.training and drop.p))
+    return bool(has_hooks(drop) or _has_any_global_hook() or (drop.training and drop.p))
 
 
 def _is_attention(m: nn.Module) -> bool:

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as hooked
+from torch.utils.module_tracker import ModuleTracker
 
 from .. import ops
 from .parameters import Affine, BatchNorm, LayerNorm
@@ -77,7 +78,25 @@ def has_hooks(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
-        or _has_any_global_hook()  # of profilers and counters, for every module
+        or _has_global_hooks()
+    )
+
+
+def _has_global_hooks() -> bool:
+    """Whether every module that is called has a hook.
+
+    A ``ModuleTracker`` asks which module runs, and nothing else: ``FlopCounterMode`` has one, and
+    counts what runs without it.
+    """
+    return bool(hooked._has_any_global_hook()) and any(
+        not isinstance(getattr(hook, "__self__", None), ModuleTracker)
+        for hooks in (
+            hooked._global_forward_pre_hooks,
+            hooked._global_forward_hooks,
+            hooked._global_backward_pre_hooks,
+            hooked._global_backward_hooks,
+        )
+        for hook in hooks.values()
     )
 
 
