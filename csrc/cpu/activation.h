@@ -103,7 +103,11 @@ class Table {
 
 template <int COUNT>
 struct TableGelu {
-  Curve both(vec<float> x) const { return {value(x), slopes_.at(x)}; }
+  Curve both(vec<float> x) const {
+    const __mmask16 nan = _mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_UNORD_Q);
+    const __m512 slope = (__m512)slopes_.at(x);
+    return {value(x), (vec<float>)_mm512_mask_mov_ps(slope, nan, (__m512)x)};
+  }
   vec<float> value(vec<float> x) const { return x * values_.at(x); }
 
  private:

@@ -21,7 +21,7 @@ from .commands.profile import profile
 from .commands.train import train
 from .commands.visualize import visualize
 from .data import VideoError, VideoListError
-from .engine.files import make_folder
+from .engine.files import check_folder
 from .models.facts import FACTS
 from .registry import list_models
 from .weights import CheckpointError
@@ -48,7 +48,7 @@ def demo(
     from .demo import Settings, run_demo  # matplotlib takes a while: not for the other commands
 
     with explained():
-        make_folder(out)
+        check_folder(out)
     run_demo(video, checkpoint, out, Settings(num_classes=classes))
 
 

@@ -26,8 +26,7 @@ def test_models_takes_a_pattern() -> None:
     assert "uniformer_small_plus" not in printed
 
 
-def test_demo_passes_what_is_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_demo_passes_what_is_typed(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Any, ...]] = []
     monkeypatch.setattr("uniformer.demo.run_demo", lambda *args: calls.append(args))
     typed = ["demo", "a.mp4", "--checkpoint", "w.pth", "--classes", "600", "--out", "there"]

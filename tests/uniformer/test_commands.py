@@ -102,7 +102,7 @@ def test_evaluate_maps_folders_to_classes_by_name(folder: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("command", ["demo", "profile", "evaluate", "visualize"])
-def test_a_folder_is_made_before_the_work_for_it(
+def test_a_folder_is_checked_before_the_work_for_it(
     command: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def work(*args: object, **options: object) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as hooked
-from torch.utils.module_tracker import ModuleTracker
 
 from .. import ops
 from .parameters import Affine, BatchNorm, LayerNorm
@@ -88,7 +87,11 @@ def _has_global_hooks() -> bool:
     A ``ModuleTracker`` asks which module runs, and nothing else: ``FlopCounterMode`` has one, and
     counts what runs without it.
     """
-    return bool(hooked._has_any_global_hook()) and any(
+    if not hooked._has_any_global_hook():
+        return False
+    from torch.utils.module_tracker import ModuleTracker
+
+    return any(
         not isinstance(getattr(hook, "__self__", None), ModuleTracker)
         for hooks in (
             hooked._global_forward_pre_hooks,

@@ -50,7 +50,7 @@ def evaluate(
 
     from ..engine.distributed import join_world
     from ..engine.evaluation import evaluate, protocol_for
-    from ..engine.files import make_folder, replacing
+    from ..engine.files import check_folder, replacing
     from ..engine.metrics import write_confusion
 
     net, class_names = options.load_model(checkpoint, model, keyword, labels)
@@ -70,7 +70,7 @@ def evaluate(
     with join_world(device) as world:
         if out is not None:
             with options.explained():
-                world.on_main(lambda: make_folder(out))
+                world.on_main(lambda: check_folder(out))
         videos = world.on_main(
             lambda: _videos(data, root, template, class_names or net.num_classes)
         )
@@ -103,6 +103,7 @@ def evaluate(
         entry["path"] = options.printable(entry["path"])
         entry["reason"] = entry["reason"].encode("utf-8", "replace").decode()
     if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
         with replacing(out / "evaluation.json") as path:
             path.write_text(json.dumps(figures, indent=2) + "\n")
         write_confusion(out, result.accuracy.confusion, class_names)

@@ -52,7 +52,7 @@ def profile(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress
 
     from ..engine.distributed import DistributedError, join_world
-    from ..engine.files import make_folder, replacing
+    from ..engine.files import check_folder, replacing
     from ..profiling import profile_blocks, total
 
     if dtype not in _DTYPES:
@@ -60,7 +60,7 @@ def profile(
     net = options.new_model(model, None, keyword)
     shape = (batch, net.in_chans, *(_parse(size) or net.pretrained_cfg["input_size"][1:]))
     with options.explained():
-        make_folder(out)
+        check_folder(out)
     columns, errors = (BarColumn(), MofNCompleteColumn()), Console(stderr=True)
     try:
         with join_world(device) as world, Progress(*columns, console=errors, transient=True) as bar:
@@ -91,6 +91,7 @@ def profile(
     }
     title = f"{model} {'×'.join(map(str, shape))}, {dtype}, {settings['pass']}, {name}"
     rows = [*rows, total(rows)]
+    out.mkdir(parents=True, exist_ok=True)
     with replacing(out / "profile.json") as path:
         path.write_text(json.dumps({**settings, "blocks": [*map(asdict, rows)]}, indent=2) + "\n")
     with replacing(out / "profile.png") as path:

@@ -40,7 +40,7 @@ def visualize(
     from ..data import Broken, Video, VideoError
     from ..engine.distributed import join_world
     from ..engine.evaluation import protocol_for, score_views
-    from ..engine.files import make_folder
+    from ..engine.files import check_folder
     from ..explanations import grad_cam, kept_tokens
     from ..explanations.drawing import draw_heat, draw_tokens, to_frames, write_heat
     from ..layers import HourglassBlock
@@ -65,7 +65,7 @@ def visualize(
     if isinstance(sample, Broken):
         raise VideoError(sample.reason)
     with join_world(device) as world, options.explained():
-        make_folder(out)
+        check_folder(out)
         net, clip = net.to(world.device), sample.clips.to(world.device)
         if target is None:
             target = int(score_views(net, clip, batch_size=1).argmax())
@@ -75,6 +75,7 @@ def visualize(
 
     shown = to_frames(clip[0].flip(0) if bgr else clip[0])
     title = names[target] if names else f"class {target}"
+    out.mkdir(parents=True, exist_ok=True)
     stem = options.printable(video.stem)
     written = [out / f"{stem}.gradcam.png", out / f"{stem}.gradcam.mp4"]
     draw_heat(written[0], shown, heat, title)

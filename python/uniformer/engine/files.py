@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 
-def make_folder(out: Path) -> None:
-    """Make a folder that files can be written to: before the work whose results it is for.
+def check_folder(out: Path) -> None:
+    """Whether there can be a folder to write to: before the work whose results it is for.
 
     Raises:
         ValueError: it cannot be made, or nothing written to it.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        message = f"out: expected a folder to write to, got {str(out)!r}: {error}"
-        raise ValueError(message) from error
+    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        reason = "cannot be written to" if there.is_dir() else "is no folder"
+        raise ValueError(
+            f"out: expected a folder to write to, got {str(out)!r}: {str(there)!r} {reason}"
+        )
 
 
 @contextlib.contextmanager

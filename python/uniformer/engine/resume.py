@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from .distributed import World
-from .files import make_folder
 from .settings import Settings, SettingsError, differences
 from .sources import Sources
 
@@ -45,9 +44,9 @@ def open_folder(out: Path, checkpoint: Path, resume: bool) -> bool:
             f"out: expected a folder without a run, got {str(out)!r}; --resume goes on with it"
         )
     try:
-        make_folder(out)
-    except ValueError as error:
-        raise SettingsError(str(error)) from error
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"out: cannot make the folder {str(out)!r}: {error}") from error
     return there
 
 
