@@ -72,6 +72,11 @@ STABLE_TORCH_LIBRARY(uniformer_kernels, m) {
       "bfloat16_feed_forward(Tensor x, Tensor fc1_weight, Tensor? fc1_bias, Tensor fc2_weight, "
       "Tensor? fc2_bias, str activation, Tensor? residual, Tensor? fc1_packed=None, "
       "Tensor? fc2_packed=None) -> Tensor");
+  // r + fc2(gelu(fc1(r))) of r = residual + pw(x), which is never a tensor; all of one dtype.
+  m.def(
+      "bfloat16_pointwise_feed_forward(Tensor x, Tensor residual, Tensor pw_weight, "
+      "Tensor? pw_bias, Tensor fc1_weight, Tensor? fc1_bias, Tensor fc2_weight, Tensor? fc2_bias, "
+      "Tensor? pw_packed=None, Tensor? fc1_packed=None, Tensor? fc2_packed=None) -> Tensor");
   // In place: the activation of z, and the gradient of z from that of it.
   m.def("activation_backward_(Tensor(a!) z, Tensor(b!) dhidden, bool quick) -> ()");
   // The gradients of x, the weights and biases of a feed-forward network of float32, where
@@ -107,6 +112,7 @@ STABLE_TORCH_LIBRARY_IMPL(uniformer_kernels, CPU, m) {
   m.impl("scale_shift_backward", TORCH_BOX(&uk::scale_shift_backward));
   m.impl("bfloat16_linear", TORCH_BOX(&uk::bfloat16_linear));
   m.impl("bfloat16_feed_forward", TORCH_BOX(&uk::bfloat16_feed_forward));
+  m.impl("bfloat16_pointwise_feed_forward", TORCH_BOX(&uk::bfloat16_pointwise_feed_forward));
   m.impl("activation_backward_", TORCH_BOX(&uk::activation_backward_));
   m.impl("split_feed_forward_backward", TORCH_BOX(&uk::split_feed_forward_backward));
   m.impl("weight_gradient", TORCH_BOX(&uk::weight_gradient));

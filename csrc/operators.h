@@ -80,6 +80,13 @@ Tensor bfloat16_feed_forward(const Tensor& x, const Tensor& fc1_weight,
                              const OptionalTensor& residual, const OptionalTensor& fc1_packed,
                              const OptionalTensor& fc2_packed);
 
+// r + fc2(gelu(fc1(r))) of r = residual + pw(x), all of one dtype.
+Tensor bfloat16_pointwise_feed_forward(
+    const Tensor& x, const Tensor& residual, const Tensor& pw_weight, const OptionalTensor& pw_bias,
+    const Tensor& fc1_weight, const OptionalTensor& fc1_bias, const Tensor& fc2_weight,
+    const OptionalTensor& fc2_bias, const OptionalTensor& pw_packed,
+    const OptionalTensor& fc1_packed, const OptionalTensor& fc2_packed);
+
 void activation_backward_(Tensor& z, Tensor& dhidden, bool quick);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> split_feed_forward_backward(

@@ -74,6 +74,34 @@ def feed_forward(
     return y if rest is None else rest + y
 
 
+def pointwise_feed_forward(
+    x: Tensor,
+    residual: Tensor,
+    pw_weight: Tensor,
+    pw_bias: Tensor | None,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    *packed: Tensor | None,
+) -> Tensor:
+    """``r + fc2(gelu(fc1(r)))`` of ``r = residual + pw(x)``, in the wider dtype of both."""
+    fused, _ = _fusable(x, residual)
+    if fused is not None and fused.dtype == x.dtype:
+        return kernels("cpu").bfloat16_pointwise_feed_forward(
+            _rows(x),
+            fused,
+            *(_packable(pw_weight), _vector(pw_bias)),
+            *(_packable(fc1_weight), _vector(fc1_bias)),
+            *(_packable(fc2_weight), _vector(fc2_bias)),
+            *packed,
+        )
+    pw_packed, *rest = packed or (None, None, None)
+    r = linear(x, pw_weight, pw_bias, residual=residual, packed=pw_packed)
+    layers = fc1_weight, fc1_bias, fc2_weight, fc2_bias
+    return feed_forward(r.to(x.dtype), *layers, "gelu", r, *rest)
+
+
 def feed_forward_backward(
     dy: Tensor,
     x: Tensor,
@@ -150,6 +178,11 @@ def _fake_feed_forward(
     fc2_packed: Tensor | None = None,
 ) -> Tensor:
     return _fake(x, fc2_weight, residual)
+
+
+@register_fake("bfloat16_pointwise_feed_forward")
+def _fake_pointwise_feed_forward(x: Tensor, residual: Tensor, *_: Tensor | None) -> Tensor:
+    return x.new_empty(residual.shape)
 
 
 @register_fake("split_feed_forward_backward")

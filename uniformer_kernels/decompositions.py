@@ -198,10 +198,18 @@ def _pointwise_feed_forward(
     residual: Tensor,
     pw_weight: Tensor,
     pw_bias: Tensor | None,
-    *layers: Any,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    *packed: Tensor | None,
 ) -> Tensor:
     r = reference.linear(x, pw_weight, pw_bias, residual=residual)
+    layers = fc1_weight, fc1_bias, fc2_weight, fc2_bias
     return reference.feed_forward(r.to(x.dtype), *layers, residual=r)
+
+
+_FUNCTIONS["bfloat16_pointwise_feed_forward"] = _FUNCTIONS["pointwise_feed_forward"]
 
 
 @_decomposes

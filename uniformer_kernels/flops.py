@@ -52,6 +52,9 @@ def _windows(qkv: Shape, columns: int, size: int) -> int:
 
 _MULTIPLICATIONS: dict[str, Callable[[Any], int]] = {
     "bfloat16_feed_forward": lambda a: _rows(a.x, a.fc1_weight, a.fc2_weight),
+    "bfloat16_pointwise_feed_forward": lambda a: _rows(
+        a.x, a.pw_weight, a.fc1_weight, a.fc2_weight
+    ),
     "bfloat16_linear": lambda a: _rows(a.x, a.weight),
     "convolution": lambda a: prod(a.results[0]) * prod(a.weight[1:]),
     "depthwise_conv3d": lambda a: _taps(a.x, a.weight),

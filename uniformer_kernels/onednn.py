@@ -39,7 +39,8 @@ _LIBRARY.define(
 )
 _LIBRARY.define(
     "pointwise_feed_forward(Tensor x, Tensor residual, Tensor pw_weight, Tensor? pw_bias, "
-    "Tensor fc1_weight, Tensor? fc1_bias, Tensor fc2_weight, Tensor? fc2_bias) -> Tensor"
+    "Tensor fc1_weight, Tensor? fc1_bias, Tensor fc2_weight, Tensor? fc2_bias, "
+    "Tensor? pw_packed=None, Tensor? fc1_packed=None, Tensor? fc2_packed=None) -> Tensor"
 )
 _LIBRARY.define(
     "feed_forward_backward(Tensor dy, Tensor x, Tensor fc1_weight, Tensor? fc1_bias, "
@@ -230,13 +231,16 @@ def _pointwise_feed_forward(
     fc1_bias: Tensor | None,
     fc2_weight: Tensor,
     fc2_bias: Tensor | None,
+    pw_packed: Tensor | None = None,
+    fc1_packed: Tensor | None = None,
+    fc2_packed: Tensor | None = None,
 ) -> Tensor:
     """Any dtype will do: what the network is added to stays in the caches as well."""
     shape, x, residual = residual.shape, rows(x), rows(residual)
     if serves(x, pw_weight, fc1_weight) and bfloat16.multiplies(x.dtype):
-        r = bfloat16.linear(x, pw_weight, pw_bias, residual=residual)
-        layers = fc1_weight, fc1_bias, fc2_weight, fc2_bias
-        return bfloat16.feed_forward(r.to(x.dtype), *layers, "gelu", r).view(shape)
+        layers = pw_weight, pw_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias
+        packed = pw_packed, fc1_packed, fc2_packed
+        return bfloat16.pointwise_feed_forward(x, residual, *layers, *packed).view(shape)
     y = x.new_empty(shape, dtype=torch.promote_types(x.dtype, residual.dtype))
     y_rows = rows(y)
     for part in _parts(x, fc1_weight.shape[0]):

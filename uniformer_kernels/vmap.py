@@ -17,6 +17,7 @@ from torch._ops import OpOverload
 _BATCHED = {
     "bfloat16_feed_forward": ("x", "residual"),
     "bfloat16_linear": ("x", "residual"),
+    "bfloat16_pointwise_feed_forward": ("x", "residual"),
     "convolution": ("x",),
     "depthwise_conv3d": ("x",),
     "depthwise_feed_forward": ("x", "residual"),

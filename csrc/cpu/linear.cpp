@@ -195,6 +195,42 @@ Tensor bfloat16_feed_forward(const Tensor& x, const Tensor& fc1_weight,
   });
 }
 
+Tensor bfloat16_pointwise_feed_forward(
+    const Tensor& x, const Tensor& residual, const Tensor& pw_weight,
+    const std::optional<Tensor>& pw_bias, const Tensor& fc1_weight,
+    const std::optional<Tensor>& fc1_bias, const Tensor& fc2_weight,
+    const std::optional<Tensor>& fc2_bias, const std::optional<Tensor>& pw_packed,
+    const std::optional<Tensor>& fc1_packed, const std::optional<Tensor>& fc2_packed) {
+  check(pw_weight.dim() == 2 && fc1_weight.dim() == 2 && fc2_weight.dim() == 2 && x.dim() == 2 &&
+            x.size(1) == pw_weight.size(1) && fc1_weight.size(1) == pw_weight.size(0) &&
+            fc2_weight.size(0) == pw_weight.size(0) && fc1_weight.size(0) == fc2_weight.size(1),
+        "pw_weight [C_out, C], fc1_weight [hidden, C_out] and fc2_weight [C_out, hidden]");
+  check(residual.scalar_type() == x.scalar_type(), "residual of x's dtype");
+  LinearShape s = {};
+  const auto run = [&](const auto& kernel) {
+    const Layer pw(kernel, pw_weight, pw_bias, pw_packed);
+    const Layer first(kernel, fc1_weight, fc1_bias, fc1_packed);
+    const Layer second(kernel, fc2_weight, fc2_bias, fc2_packed);
+    return compute(kernel, s, x, pw.outputs, residual, std::max(pw.inputs, first.outputs),
+                   [&](const auto* in, const auto* add, auto* out, int64_t task) {
+                     const int64_t row = task * s.block;
+                     LinearShape part = s;
+                     part.rows = part.block = std::min(s.block, s.rows - row);
+                     part.activation = Activation::none;
+                     out += row * pw.outputs;
+                     kernel.linear(part, pw, in + row * s.x_stride, add + row * s.residual_stride,
+                                   out, 0);
+                     // In place: a row is read for the last time where it is written.
+                     part.activation = Activation::gelu;
+                     part.x_stride = part.residual_stride = pw.outputs;
+                     kernel.feed_forward(part, first, second, out, out, out, 0);
+                   });
+  };
+  if (x.scalar_type() == ScalarType::Float) return run(kernels<float, float>());
+  check(x.scalar_type() == ScalarType::BFloat16, "x of bfloat16 or float32");
+  return run(kernels<bf16, bf16>());
+}
+
 void activation_backward_(Tensor& z, Tensor& dhidden, bool quick) {
   const ScalarType type = z.scalar_type();
   check(z.is_contiguous() && dhidden.is_contiguous() && z.numel() == dhidden.numel() &&

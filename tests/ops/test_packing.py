@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from tests.contract import draw
-from uniformer_kernels import bfloat16, feed_forward, linear, ops
+from uniformer_kernels import (
+    bfloat16,
+    depthwise_feed_forward,
+    depthwise_linear,
+    feed_forward,
+    linear,
+    ops,
+)
 
 SIZES = [(40, 7, 5), (70, 64, 100), (33, 96, 32)]  # rows, C_in, C_out
 
@@ -55,6 +62,33 @@ def test_feed_forward(which, dtype, backend) -> None:
         layers[i] = torch.zeros_like(layers[i][0]), None
     got = feed_forward(x, *layers[0], *layers[1], residual=residual, packed=packed, **norm)
     assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("C", [24, 64])
+def test_local_block(C, dtype, backend) -> None:
+    """Its halves; more rows than a task has, and a last task with few."""
+    x, y = draw(1, 3, 14, 13, C, dtype=dtype), draw(1, 3, 14, 13, C, dtype=dtype)
+    convolution = draw(C, 1, 3, 3, 3, dtype=dtype) / 5, draw(C, dtype=dtype)
+    sizes = [(C, C), (2 * C + 8, C), (C, 2 * C + 8)]
+    layers = [(draw(*size, dtype=dtype) / 8, draw(size[0], dtype=dtype)) for size in sizes]
+    packed = [_packed(*layer, backend) for layer in layers]
+    nothing = [(torch.zeros_like(weight), None) for weight, _ in layers]
+
+    want = depthwise_linear(x, *convolution, *layers[0])
+    got = depthwise_linear(x, *convolution, *nothing[0], packed=packed[0])
+    assert all(map(torch.equal, got, want))
+
+    def second(residual: Tensor, layers: list, packed: list) -> Tensor:
+        flat = [t for layer in layers for t in layer]
+        return depthwise_feed_forward(x, residual, *convolution, *flat, packed=packed)
+
+    want = second(y, layers, [None] * 3)
+    assert torch.equal(second(y, nothing, packed), want)
+    assert torch.equal(second(y, [nothing[0], *layers[1:]], [packed[0], None, None]), want)
+    wide = second(y.float(), nothing, packed)  # autocast's: r is not of one dtype with x
+    torch.testing.assert_close(wide, second(y.float(), layers, [None] * 3))
+    torch.testing.assert_close(wide.to(dtype), want, rtol=0.03, atol=0.03)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -85,21 +85,13 @@ def _sums_ride(x: Tensor, dpe: Layer, norm: BatchNorm | Called, pw1: Layer) -> b
 
 
 def _is_inference(x: Tensor, layers: Iterable[Layer | BatchNorm | Tensor | None]) -> bool:
-    """Whether nothing is called, learnt, or normalised by the batch, nor packed for the CPU."""
+    """Whether nothing is called, learnt, or normalised by the batch."""
     if needs_grad(x):
         return False
     for layer in layers:
-        if isinstance(layer, Affine) and layer.packed is not None and x.is_cpu:
-            return False
         if isinstance(layer, Called) or (isinstance(layer, BatchNorm) and layer.training):
             return False
-        tensors = (
-            layer
-            if isinstance(layer, Affine)
-            else layer[:2]
-            if isinstance(layer, BatchNorm)
-            else (layer,)
-        )
+        tensors = layer[:2] if isinstance(layer, (Affine, BatchNorm)) else (layer,)
         if needs_grad(*tensors):
             return False
     return True
@@ -122,9 +114,12 @@ def _inference(
     _, pw1 = norm_then(x, norm1, pw1)
     _, fc1 = norm_then(x, norm2, fc1)
     (pw2,), (fc1, fc2) = scaled(gamma_1, pw2), scaled(gamma_2, fc1, fc2)
-    x, y = depthwise_linear(x, *dpe.as_conv3d()[:2], *pw1.as_linear()[:2])
+    x, y = depthwise_linear(x, *dpe.as_conv3d()[:2], *pw1.as_linear()[:2], packed=pw1.packed)
     layers = (layer.as_linear()[:2] for layer in (pw2, fc1, fc2))
-    return depthwise_feed_forward(y, x, *dw.as_conv3d()[:2], *chain.from_iterable(layers))
+    packed = pw2.packed, fc1.packed, fc2.packed
+    return depthwise_feed_forward(
+        y, x, *dw.as_conv3d()[:2], *chain.from_iterable(layers), packed=packed
+    )
 
 
 def _middle(x: Tensor, conv: Affine) -> tuple[Tensor, Affine]:

@@ -10,7 +10,15 @@ from ..backends import Implementation, Operator, always, needs_grad
 from ..kernels import kernels, register_fake
 from . import depthwise_conv
 from .feed_forward import _triton_feed_forward
-from .linear import _check_affine, _cpu_linear, _triton_declines, _triton_linear, linear
+from .linear import (
+    _check_affine,
+    _cpu_linear,
+    _rows_linear,
+    _triton_declines,
+    _triton_linear,
+    linear,
+    uses_packed,
+)
 
 _LINEAR, _FEED_FORWARD = "depthwise_linear", "depthwise_feed_forward"
 _NARROW = 128  # channels whose products stay on a GPU's chip at once
@@ -121,6 +129,8 @@ def depthwise_linear(
     dw_bias: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
+    *,
+    packed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``y = x + DW(x)`` and ``y weightᵀ + bias``, for inference.
 
@@ -134,6 +144,7 @@ def depthwise_linear(
         dw_bias: ``[C]`` or ``None``.
         weight: ``[C_out, C]``.
         bias: ``[C_out]`` or ``None``.
+        packed: ``pack_linear(weight, bias)``, as for ``linear``.
 
     Returns:
         ``y``, ``[B, T, H, W, C]``, and its linear image, ``[B, T, H, W, C_out]``; contiguous, in
@@ -151,7 +162,10 @@ def depthwise_linear(
     checks.alike(_LINEAR, ("x", x), weight=weight, bias=bias)
     if stream.dtype != x.dtype:  # autocast narrows the branch, not what it adds to
         y = depthwise_conv.depthwise_conv3d(stream, dw_weight, dw_bias, residual=True)
-        return y, linear(y, weight, bias)
+        return y, linear(y, weight, bias, packed=packed)
+    if uses_packed((packed,), x, dw_weight, dw_bias, weight, bias):
+        y = kernels("cpu").depthwise_conv3d(x, dw_weight, dw_bias, True)
+        return y, _rows_linear(y, weight, bias, None, None, packed)
     return _depthwise_linear(x, dw_weight, dw_bias, weight, bias)
 
 
@@ -166,6 +180,8 @@ def depthwise_feed_forward(
     fc1_bias: Tensor | None,
     fc2_weight: Tensor,
     fc2_bias: Tensor | None,
+    *,
+    packed: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None),
 ) -> Tensor:
     """``r = residual + PW(DW(x))``, then ``r + fc2(gelu(fc1(r)))``, for inference.
 
@@ -184,6 +200,7 @@ def depthwise_feed_forward(
         fc1_bias: ``[hidden]`` or ``None``.
         fc2_weight: ``[C, hidden]``.
         fc2_bias: ``[C]`` or ``None``.
+        packed: ``pack_linear`` of the three layers, as for ``linear``.
 
     Returns:
         ``[B, T, H, W, C]``, contiguous, in ``x``'s dtype or the wider one of ``x`` and
@@ -214,4 +231,7 @@ def depthwise_feed_forward(
     layers = dict(zip(layers, checks.autocast(*layers.values()), strict=True))
     checks.alike(_FEED_FORWARD, ("x", x), **layers)
     checks.alongside(_FEED_FORWARD, ("x", x), residual=residual)
+    if uses_packed(packed, x, residual, dw_weight, dw_bias, *layers.values()):
+        y = kernels("cpu").depthwise_conv3d(x, dw_weight, dw_bias, False)
+        return kernels("cpu").pointwise_feed_forward(y, residual, *layers.values(), *packed)
     return _depthwise_feed_forward(x, residual, dw_weight, dw_bias, *layers.values())
