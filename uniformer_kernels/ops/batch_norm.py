@@ -24,20 +24,19 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, shift: Tensor | None, backend: str) -> Tensor:
-        return kernels(backend).moments(_rows(x), shift)
+        return kernels(backend).moments(x, shift)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         x, shift, ctx.backend = inputs
-        ctx.save_for_backward(x, shift)  # not its rows: of a part of a tensor they are a copy
+        ctx.save_for_backward(x, shift)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dmoments: Tensor) -> tuple[Tensor | None, ...]:
         x, shift = ctx.saved_tensors
-        dmoments = dmoments.contiguous()
-        dx = kernels(ctx.backend).moments_backward(None, _rows(x), shift, dmoments)
-        return dx.view(x.shape), None, None
+        dx = kernels(ctx.backend).moments_backward(None, x, shift, dmoments.contiguous())
+        return dx, None, None
 
 
 class _FoldBatchNorm(torch.autograd.Function):
@@ -87,14 +86,11 @@ class _FoldBatchNorm(torch.autograd.Function):
 
 
 def _kernel(backend: str, x: Tensor, *, shift: Tensor | None = None) -> Tensor:
+    x = x.reshape(-1, x.shape[-1]).contiguous()
     shift = None if shift is None else shift.contiguous()
     if needs_grad(x):
         return _Moments.apply(x, shift, backend)
-    return kernels(backend).moments(_rows(x), shift)
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1]).contiguous()
+    return kernels(backend).moments(x, shift)
 
 
 def _cpu_declines(x: Tensor, **_: Any) -> str | None:
