@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "host.h"
+#include "memory.h"
 #include "operators.h"
 
 namespace uk {
@@ -90,7 +91,7 @@ void backward(AttentionShape s, const Tensor& dout, const Tensor& qkv, const Ten
   // Windows that are not padded leave the bias's row out, so that theirs end one later.
   s.rows = s.padded + divide_up(s.padded + s.tokens, kernel.depth) * kernel.depth;
   const int64_t half = s.rows * width, size = 2 * half;
-  const Tensor parts = torch::stable::new_empty(lse, {tasks * size});
+  const Tensor parts = allocate(lse, {tasks * size});
   const S* in = static_cast<const S*>(qkv.const_data_ptr());
   const S* pad = bias ? static_cast<const S*>(bias->const_data_ptr()) : nullptr;
   const S* dy = static_cast<const S*>(dout.const_data_ptr());
@@ -133,8 +134,8 @@ void backward(AttentionShape s, const Tensor& dout, const Tensor& qkv, const Ten
 }
 
 std::tuple<Tensor, Tensor> attend(const AttentionShape& s, const Tensor& qkv, const Tensor* bias) {
-  Tensor out = torch::stable::new_empty(qkv, {s.B, s.N, s.H * s.d});
-  Tensor lse = torch::stable::new_empty(qkv, {s.B, s.H, s.N}, ScalarType::Float);
+  Tensor out = allocate(qkv, {s.B, s.N, s.H * s.d});
+  Tensor lse = allocate(qkv, {s.B, s.H, s.N}, ScalarType::Float);
   if (out.numel() == 0) return {out, lse};
   switch (qkv.scalar_type()) {
     case ScalarType::Float:
@@ -162,7 +163,7 @@ std::tuple<Tensor, Tensor> attend_backward(const AttentionShape& s, const Tensor
   check(lse.is_contiguous() && lse.numel() == s.B * s.H * s.N &&
             lse.scalar_type() == ScalarType::Float,
         "lse [B, num_heads, N], contiguous, float32");
-  Tensor dqkv = torch::stable::new_empty(qkv, qkv.sizes());
+  Tensor dqkv = allocate(qkv, qkv.sizes());
   Tensor dbias = torch::stable::new_zeros(qkv, {bias ? qkv.size(2) : 0});
   if (dqkv.numel() == 0) return {dqkv, dbias};
   switch (qkv.scalar_type()) {

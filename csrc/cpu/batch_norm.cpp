@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "host.h"
+#include "memory.h"
 #include "operators.h"
 
 namespace uk {
@@ -57,7 +58,7 @@ void by_rows(int64_t N, Run run) {
 Tensor scale_shift(const Tensor& x, const Tensor& center, const Tensor& scale, const Tensor& shift,
                    bool gelu) {
   const Normalisation n = normalisation(x, center, scale, shift, gelu);
-  Tensor y = torch::stable::new_empty(x, {x.size(0), n.C});
+  Tensor y = allocate(x, {x.size(0), n.C});
   dispatch(x.scalar_type(), [&](auto storage) {
     using S = decltype(storage);
     const BatchNormKernels<S>& kernel = UK_KERNELS(batch_norm_kernels, S);
@@ -75,8 +76,8 @@ Tensor scale_shift_backward_sums(const Tensor& dy, const Tensor& x, const Tensor
   const Normalisation n = normalisation(x, center, scale, shift, gelu);
   check_gradient(dy, x);
   const int64_t parts = divide_up(x.size(0), kRows), each = 2 * n.C;
-  Tensor result = torch::stable::new_empty(x, {2, n.C}, ScalarType::Float);
-  const Tensor sums = torch::stable::new_empty(x, {parts, each}, ScalarType::Float);
+  Tensor result = allocate(x, {2, n.C}, ScalarType::Float);
+  const Tensor sums = allocate(x, {parts, each}, ScalarType::Float);
   float* partial = static_cast<float*>(sums.mutable_data_ptr());
   dispatch(x.scalar_type(), [&](auto storage) {
     using S = decltype(storage);
@@ -102,7 +103,7 @@ Tensor scale_shift_backward(const Tensor& dy, const Tensor& x, const Tensor& cen
   const Normalisation n = normalisation(x, center, scale, shift, gelu);
   check_gradient(dy, x);
   const float *start = vector(offset, n.C), *rise = vector(slope, n.C);
-  Tensor dx = torch::stable::new_empty(x, {x.size(0), n.C});
+  Tensor dx = allocate(x, {x.size(0), n.C});
   dispatch(x.scalar_type(), [&](auto storage) {
     using S = decltype(storage);
     const BatchNormKernels<S>& kernel = UK_KERNELS(batch_norm_kernels, S);

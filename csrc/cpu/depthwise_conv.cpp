@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "host.h"
+#include "memory.h"
 #include "operators.h"
 
 namespace uk {
@@ -88,7 +89,7 @@ template <class S>
 Tensor forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                bool residual) {
   using A = typename accumulator<S>::type;
-  Tensor y = torch::stable::new_empty(x, x.sizes());
+  Tensor y = allocate(x, x.sizes());
   if (y.numel() == 0) return y;
   const DepthwiseKernels<S>& kernel = UK_KERNELS(depthwise_kernels, S);
   DepthwiseShape s = shape_of(x, weight);
@@ -143,7 +144,7 @@ template <class S>
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, const Tensor& weight,
                                             bool residual, bool want_input, bool want_weight) {
   using A = typename accumulator<S>::type;
-  Tensor dx = want_input ? torch::stable::new_empty(x, x.sizes()) : torch::stable::new_empty(x, {0});
+  Tensor dx = want_input ? allocate(x, x.sizes()) : torch::stable::new_empty(x, {0});
   Tensor dw = torch::stable::new_zeros(weight, {0});
   Tensor db = torch::stable::new_zeros(weight, {0});
   if (want_weight) {
@@ -159,7 +160,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, c
   const int64_t pieces = s.B * divide_up(s.H, s.chunk) * divide_up(s.C, kernel.lanes);
   const Tensor packed = pack_weight<S>(weight, kernel.lanes, true);
   const Tensor parts =
-      torch::stable::new_empty(x, {want_weight ? pieces * size : 0}, scalar_type_of<A>);
+      allocate(x, {want_weight ? pieces * size : 0}, scalar_type_of<A>);
   const A* w = static_cast<const A*>(packed.const_data_ptr());
   const DepthwiseMap<S> dy_map = map_of<S>(dy), x_map = map_of<S>(x);
   S* out = want_input ? static_cast<S*>(dx.mutable_data_ptr()) : nullptr;

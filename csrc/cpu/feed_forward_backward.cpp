@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "host.h"
+#include "memory.h"
 #include "operators.h"
 
 namespace uk {
@@ -37,7 +38,7 @@ T* data(const Tensor& t) {
 
 // Memory for so many numbers of three parts each.
 Tensor numbers(const Tensor& like, int64_t count) {
-  return torch::stable::new_empty(like, {count * kParts}, ScalarType::BFloat16);
+  return allocate(like, {count * kParts}, ScalarType::BFloat16);
 }
 
 // A weight [outputs, inputs] as rows are multiplied by it.
@@ -114,14 +115,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> split_feed_forward_backward(
   o.dy_rows = o.x_turned + kParts * s.chunk * n, o.dy_turned = o.dy_rows + kParts * s.chunk * m;
   o.dz_rows = want_input ? data<bf16>(dz) : nullptr;
   o.size = s.group * (n + m + 1) + m;
-  const Tensor sums = torch::stable::new_empty(x, {parts * groups * o.size}, ScalarType::Float);
+  const Tensor sums = allocate(x, {parts * groups * o.size}, ScalarType::Float);
   o.sums = data<float>(sums);
 
-  Tensor dx = torch::stable::new_empty(x, {want_input ? s.rows : 0, s.inputs});
-  Tensor dfc1 = torch::stable::new_empty(x, {s.hidden, s.inputs});
-  Tensor db1 = torch::stable::new_empty(x, {s.hidden});
-  Tensor dfc2 = torch::stable::new_empty(x, {s.outputs, s.hidden});
-  Tensor db2 = torch::stable::new_empty(x, {s.outputs});
+  Tensor dx = allocate(x, {want_input ? s.rows : 0, s.inputs});
+  Tensor dfc1 = allocate(x, {s.hidden, s.inputs});
+  Tensor db1 = allocate(x, {s.hidden});
+  Tensor dfc2 = allocate(x, {s.outputs, s.hidden});
+  Tensor db2 = allocate(x, {s.outputs});
   // Any split of the rows gives the same dx.
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t most = whole(std::clamp<int64_t>(kRows / hidden, 1, divide_up(s.chunk, threads)));

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "host.h"
+#include "memory.h"
 #include "operators.h"
 
 namespace uk {
@@ -79,7 +80,7 @@ struct Layer : PackedLayer {
         packed->numel() == size && !std::memcmp(packed->const_data_ptr(), &tag, sizeof(tag))) {
       memory = *packed;
     } else {
-      memory = torch::stable::new_empty(weight, {size}, ScalarType::Byte);
+      memory = allocate(weight, {size}, ScalarType::Byte);
       char* out = static_cast<char*>(memory.mutable_data_ptr());
       std::memcpy(out, &tag, sizeof(tag));
       std::memset(out + sizeof(tag), 0, kFront - sizeof(tag));
@@ -121,7 +122,7 @@ Tensor compute(const LinearKernels<X, Y>& kernel, LinearShape& s, const Tensor& 
         "residual [N, C_out] of x's dtype or float32, with adjacent channels");
   s.rows = x.size(0), s.x_stride = x.stride(0);
   s.residual_stride = residual ? residual->stride(0) : 0;
-  Tensor y = torch::stable::new_empty(x, {s.rows, outputs}, kType<Y>);
+  Tensor y = allocate(x, {s.rows, outputs}, kType<Y>);
   if (y.numel() == 0) return y;
   const int64_t tasks = set_tasks(s, kPacked / (kernel.bytes * std::max<int64_t>(widest, 1)));
   const X* in = static_cast<const X*>(x.const_data_ptr());

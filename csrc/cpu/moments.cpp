@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "host.h"
+#include "memory.h"
 #include "operators.h"
 
 namespace uk {
@@ -41,12 +42,12 @@ Tensor moments(const Tensor& x, const std::optional<Tensor>& shift) {
   check(x.dim() == 2 && x.is_contiguous(), "x [N, C], contiguous");
   if (shift) check_sums(x, *shift, 1, "shift [C], contiguous, of float32 (float64 for float64)");
   const int64_t N = x.size(0), C = x.size(1), parts = divide_up(N, kRows);
-  Tensor result = torch::stable::new_empty(x, {2, C}, wide(x.scalar_type()));
+  Tensor result = allocate(x, {2, C}, wide(x.scalar_type()));
   dispatch(x.scalar_type(), [&](auto storage) {
     using S = decltype(storage);
     using A = typename accumulator<S>::type;
     const MomentsKernels<S>& kernel = UK_KERNELS(moments_kernels, S);
-    const Tensor sums = torch::stable::new_empty(result, {parts, 2, C});
+    const Tensor sums = allocate(result, {parts, 2, C});
     const S* in = static_cast<const S*>(x.const_data_ptr());
     const A* s = shift ? static_cast<const A*>(shift->const_data_ptr()) : nullptr;
     A* partial = static_cast<A*>(sums.mutable_data_ptr());
@@ -74,7 +75,7 @@ Tensor moments_backward(const std::optional<Tensor>& dy, const Tensor& x,
   check_sums(x, dmoments, 2, "dmoments [2, C], contiguous, of float32 (float64 for float64)");
   if (shift) check_sums(x, *shift, 1, "shift [C], contiguous, of float32 (float64 for float64)");
   const int64_t N = x.size(0), C = x.size(1);
-  Tensor dx = torch::stable::new_empty(x, {N, C});
+  Tensor dx = allocate(x, {N, C});
   dispatch(x.scalar_type(), [&](auto storage) {
     using S = decltype(storage);
     using A = typename accumulator<S>::type;

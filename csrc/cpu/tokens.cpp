@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "host.h"
+#include "memory.h"
 #include "operators.h"
 
 namespace uk {
@@ -299,8 +300,8 @@ std::tuple<Tensor, Tensor> token_shrink(const Tensor& x, const Tensor& importanc
   if (prefix)
     check_rows(*prefix, B, C, x.scalar_type(), "prefix [B, P, C] like x, with adjacent channels");
   const int64_t P = prefix ? prefix->size(1) : 0;
-  Tensor tokens = torch::stable::new_empty(x, {B, P + keep + 1, C});
-  Tensor index = torch::stable::new_empty(x, {B, keep}, ScalarType::Long);
+  Tensor tokens = allocate(x, {B, P + keep + 1, C});
+  Tensor index = allocate(x, {B, keep}, ScalarType::Long);
   dispatch(x.scalar_type(), [&](auto h) {
     shrink<decltype(h)>(x, importance, keep, prefix, tokens, index);
   });
@@ -316,8 +317,8 @@ std::tuple<Tensor, Tensor> token_shrink_backward(const Tensor& dtokens, const Te
   check_index(index, B, x.size(1));
   check_rows(dtokens, B, C, x.scalar_type(), "dtokens [B, P + K + 1, C] like x");
   check(dtokens.size(1) > index.size(1), "dtokens [B, P + K + 1, C]");
-  Tensor dx = torch::stable::new_empty(x, {B, x.size(1), C});
-  Tensor dimportance = torch::stable::new_empty(importance, importance.sizes());
+  Tensor dx = allocate(x, {B, x.size(1), C});
+  Tensor dimportance = allocate(importance, importance.sizes());
   dispatch(x.scalar_type(), [&](auto h) {
     shrink_backward<decltype(h)>(dtokens, x, importance, index, dx, dimportance);
   });
@@ -333,7 +334,7 @@ Tensor token_recover(const Tensor& x, const Tensor& index, const Tensor& kept,
   check_rows(kept, B, C, x.scalar_type(), "kept [B, K, C] like x, with adjacent channels");
   check_rows(delta, B, C, x.scalar_type(), "delta [B, 1, C] like x, with adjacent channels");
   check(kept.size(1) == index.size(1) && delta.size(1) == 1, "kept [B, K, C], delta [B, 1, C]");
-  Tensor y = torch::stable::new_empty(x, {B, N, C});
+  Tensor y = allocate(x, {B, N, C});
   dispatch(x.scalar_type(), [&](auto h) { recover<decltype(h)>(x, index, kept, delta, y); });
   return y;
 }
@@ -343,9 +344,9 @@ std::tuple<Tensor, Tensor, Tensor> token_recover_backward(const Tensor& dy, cons
   const int64_t B = dy.size(0), N = dy.size(1), C = dy.size(2);
   check_rows(dy, B, C, dy.scalar_type(), "dy [B, N, C] with adjacent channels");
   check_index(index, B, N);
-  Tensor dx = torch::stable::new_empty(dy, {B, N, C});
-  Tensor dkept = torch::stable::new_empty(dy, {B, index.size(1), C});
-  Tensor ddelta = torch::stable::new_empty(dy, {B, 1, C});
+  Tensor dx = allocate(dy, {B, N, C});
+  Tensor dkept = allocate(dy, {B, index.size(1), C});
+  Tensor ddelta = allocate(dy, {B, 1, C});
   dispatch(dy.scalar_type(), [&](auto h) {
     recover_backward<decltype(h)>(dy, index, dx, dkept, ddelta);
   });

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "host.h"
+#include "memory.h"
 #include "operators.h"
 
 namespace uk {
@@ -49,8 +50,8 @@ std::tuple<Tensor, Tensor> compute(const WeightGradientKernels<S>& kernel, const
   s.dy_stride = dy.stride(0), s.x_stride = x.stride(0);
   const int64_t blocks = std::max<int64_t>(divide_up(s.outputs, kMostOutputs), 1);
   s.block = divide_up(divide_up(s.outputs, blocks), kernel.tile) * kernel.tile;
-  Tensor dw = torch::stable::new_empty(x, {s.outputs, s.inputs}, ScalarType::Float);
-  Tensor db = torch::stable::new_empty(x, {s.outputs}, ScalarType::Float);
+  Tensor dw = allocate(x, {s.outputs, s.inputs}, ScalarType::Float);
+  Tensor db = allocate(x, {s.outputs}, ScalarType::Float);
   if (s.rows == 0) {
     torch::stable::zero_(dw);
     torch::stable::zero_(db);
@@ -63,7 +64,7 @@ std::tuple<Tensor, Tensor> compute(const WeightGradientKernels<S>& kernel, const
   s.part = divide_up(s.rows, parts);
 
   const int64_t size = s.outputs * s.inputs;
-  const Tensor sums = torch::stable::new_empty(
+  const Tensor sums = allocate(
       x, {parts > 1 ? parts * (size + s.outputs) : 0}, ScalarType::Float);
   float* results[] = {static_cast<float*>(dw.mutable_data_ptr()),
                       static_cast<float*>(db.mutable_data_ptr())};
