@@ -51,11 +51,10 @@ STABLE_TORCH_LIBRARY(uniformer_kernels, m) {
   // y = scale (x - center) + shift of every channel, or GELU of that; y's gradient in front of the
   // GELU, its sums and those of it times x - center, [2, C]; and, from that gradient,
   // dx = scale dz + offset + slope (x - center).
+  m.def("scale_shift(Tensor x, Tensor center, Tensor scale, Tensor shift, bool gelu) -> Tensor");
   m.def(
-      "scale_shift(Tensor x, Tensor center, Tensor scale, Tensor shift, bool gelu) -> Tensor");
-  m.def(
-      "scale_shift_backward_sums(Tensor dy, Tensor x, Tensor center, Tensor scale, Tensor shift, bool gelu) "
-      "-> Tensor");
+      "scale_shift_backward_sums(Tensor dy, Tensor x, Tensor center, Tensor scale, Tensor shift, "
+      "bool gelu) -> Tensor");
   m.def(
       "scale_shift_backward(Tensor dy, Tensor x, Tensor center, Tensor scale, Tensor shift, "
       "Tensor offset, Tensor slope, bool gelu) -> Tensor");

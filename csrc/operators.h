@@ -95,6 +95,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> split_feed_forward_backward(
 
 std::tuple<Tensor, Tensor> weight_gradient(const Tensor& dy, const Tensor& x);
 
+Tensor scale_shift(const Tensor& x, const Tensor& center, const Tensor& scale, const Tensor& shift,
+                   bool gelu);
+
+Tensor scale_shift_backward_sums(const Tensor& dy, const Tensor& x, const Tensor& center,
+                                 const Tensor& scale, const Tensor& shift, bool gelu);
+
+Tensor scale_shift_backward(const Tensor& dy, const Tensor& x, const Tensor& center,
+                            const Tensor& scale, const Tensor& shift, const Tensor& offset,
+                            const Tensor& slope, bool gelu);
+
 // On a GPU; as matrix products on tensor cores where kernel, dtype and layout allow it.
 namespace cuda {
 
@@ -110,21 +120,5 @@ signatures::moments moments;
 signatures::moments_backward moments_backward;
 
 }  // namespace cuda
-
-torch::stable::Tensor scale_shift(const torch::stable::Tensor& x, const torch::stable::Tensor& center,
-                                  const torch::stable::Tensor& scale, const torch::stable::Tensor& shift,
-                                  bool gelu);
-
-torch::stable::Tensor scale_shift_backward_sums(const torch::stable::Tensor& dy, const torch::stable::Tensor& x,
-                                       const torch::stable::Tensor& center,
-                                       const torch::stable::Tensor& scale,
-                                       const torch::stable::Tensor& shift, bool gelu);
-
-torch::stable::Tensor scale_shift_backward(const torch::stable::Tensor& dy, const torch::stable::Tensor& x,
-                                           const torch::stable::Tensor& center,
-                                           const torch::stable::Tensor& scale,
-                                           const torch::stable::Tensor& shift,
-                                           const torch::stable::Tensor& offset,
-                                           const torch::stable::Tensor& slope, bool gelu);
 
 }  // namespace uk

@@ -96,7 +96,7 @@ def pointwise_feed_forward(
             *(_packable(fc2_weight), _vector(fc2_bias)),
             *packed,
         )
-    pw_packed, *rest = packed or (None, None, None)
+    pw_packed, *rest = packed
     r = linear(x, pw_weight, pw_bias, residual=residual, packed=pw_packed)
     layers = fc1_weight, fc1_bias, fc2_weight, fc2_bias
     return feed_forward(r.to(x.dtype), *layers, "gelu", r, *rest)

@@ -72,7 +72,7 @@ Tensor scale_shift(const Tensor& x, const Tensor& center, const Tensor& scale, c
 }
 
 Tensor scale_shift_backward_sums(const Tensor& dy, const Tensor& x, const Tensor& center,
-                        const Tensor& scale, const Tensor& shift, bool gelu) {
+                                 const Tensor& scale, const Tensor& shift, bool gelu) {
   const Normalisation n = normalisation(x, center, scale, shift, gelu);
   check_gradient(dy, x);
   const int64_t parts = divide_up(x.size(0), kRows), each = 2 * n.C;
@@ -85,7 +85,8 @@ Tensor scale_shift_backward_sums(const Tensor& dy, const Tensor& x, const Tensor
     const S* in = static_cast<const S*>(x.const_data_ptr());
     const S* gradient = static_cast<const S*>(dy.const_data_ptr());
     by_rows(x.size(0), [&](int64_t first, int64_t rows) {
-      kernel.sums(n, gradient + first * n.C, in + first * n.C, rows, partial + first / kRows * each);
+      float* part = partial + first / kRows * each;
+      kernel.sums(n, gradient + first * n.C, in + first * n.C, rows, part);
     });
   });
   float* out = static_cast<float*>(result.mutable_data_ptr());
@@ -111,7 +112,8 @@ Tensor scale_shift_backward(const Tensor& dy, const Tensor& x, const Tensor& cen
     const S* gradient = static_cast<const S*>(dy.const_data_ptr());
     S* out = static_cast<S*>(dx.mutable_data_ptr());
     by_rows(x.size(0), [&](int64_t first, int64_t rows) {
-      kernel.backward(n, gradient + first * n.C, in + first * n.C, start, rise, rows, out + first * n.C);
+      const int64_t at = first * n.C;
+      kernel.backward(n, gradient + at, in + at, start, rise, rows, out + at);
     });
   });
   return dx;

@@ -73,7 +73,8 @@ struct Layer : PackedLayer {
                     bias->scalar_type() == kType<X>),
           "bias [C_out] of x's dtype, contiguous");
     const int64_t panels = divide_up(outputs, kernel.panel), padded = panels * kernel.panel;
-    const int64_t bytes = divide_up(inputs, kernel.depth) * kernel.depth * kernel.panel * kernel.bytes;
+    const int64_t deep = divide_up(inputs, kernel.depth) * kernel.depth;
+    const int64_t bytes = deep * kernel.panel * kernel.bytes;
     const int64_t behind = kFront + panels * bytes, size = behind + padded * sizeof(float);
     const Tag tag = {static_cast<int64_t>(instruction_set()), kernel.bytes, inputs, outputs};
     if (packed && packed->scalar_type() == ScalarType::Byte && packed->is_contiguous() &&

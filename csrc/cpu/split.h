@@ -207,7 +207,8 @@ template <class Meanwhile = const Nothing>
   for (int64_t r = 0; r < rows; r += 32)
     for (int64_t c = 0; c < width; c += 32) {
       float* sums = out + r * ldo + c;
-      multiply_split<2>(a, r, b.at(0, c), n, sums, ldo, {accumulate ? sums : nullptr, ldo}, meanwhile);
+      const Start start = {accumulate ? sums : nullptr, ldo};
+      multiply_split<2>(a, r, b.at(0, c), n, sums, ldo, start, meanwhile);
     }
 }
 
