@@ -24,6 +24,14 @@ STABLE_TORCH_LIBRARY(uniformer_kernels, m) {
   m.def(
       "depthwise_conv3d_toeplitz_backward(Tensor dy, Tensor x, Tensor weight, bool residual, "
       "bool want_input, bool want_weight) -> (Tensor, Tensor, Tensor)");
+  // The same with frames staged by the tensor copies of Hopper and later, where layout and GPU allow it.
+  m.def("depthwise_conv3d_tma(Tensor x, Tensor weight, Tensor? bias, bool residual) -> Tensor");
+  m.def(
+      "depthwise_conv3d_tma_with_moments(Tensor x, Tensor weight, Tensor? bias, bool residual, "
+      "Tensor? shift) -> (Tensor, Tensor)");
+  m.def(
+      "depthwise_conv3d_tma_backward(Tensor dy, Tensor x, Tensor weight, bool residual, "
+      "bool want_input, bool want_weight) -> (Tensor, Tensor, Tensor)");
   // Attention [B, N, C], and log2 of the sums of exp2 of the scaled scores, [B, num_heads, N].
   m.def("joint_attention(Tensor qkv, int num_heads, float scale) -> (Tensor, Tensor)");
   m.def(
@@ -127,6 +135,10 @@ STABLE_TORCH_LIBRARY_IMPL(uniformer_kernels, CUDA, m) {
          TORCH_BOX(&uk::cuda::depthwise_conv3d_toeplitz_with_moments));
   m.impl("depthwise_conv3d_toeplitz_backward",
          TORCH_BOX(&uk::cuda::depthwise_conv3d_toeplitz_backward));
+  m.impl("depthwise_conv3d_tma", TORCH_BOX(&uk::cuda::depthwise_conv3d_tma));
+  m.impl("depthwise_conv3d_tma_with_moments",
+         TORCH_BOX(&uk::cuda::depthwise_conv3d_tma_with_moments));
+  m.impl("depthwise_conv3d_tma_backward", TORCH_BOX(&uk::cuda::depthwise_conv3d_tma_backward));
   m.impl("token_shrink", TORCH_BOX(&uk::cuda::token_shrink));
   m.impl("token_shrink_backward", TORCH_BOX(&uk::cuda::token_shrink_backward));
   m.impl("token_recover", TORCH_BOX(&uk::cuda::token_recover));

@@ -105,13 +105,15 @@ Tensor scale_shift_backward(const Tensor& dy, const Tensor& x, const Tensor& cen
                             const Tensor& scale, const Tensor& shift, const Tensor& offset,
                             const Tensor& slope, bool gelu);
 
-// On a GPU; as matrix products on tensor cores where kernel, dtype and layout allow it.
+// On a GPU; as matrix products on tensor cores, or with frames staged by TMA, where kernel, dtype,
+// layout and GPU allow it.
 namespace cuda {
 
-signatures::depthwise_conv3d depthwise_conv3d, depthwise_conv3d_toeplitz;
+signatures::depthwise_conv3d depthwise_conv3d, depthwise_conv3d_toeplitz, depthwise_conv3d_tma;
 signatures::depthwise_conv3d_with_moments depthwise_conv3d_with_moments,
-    depthwise_conv3d_toeplitz_with_moments;
-signatures::depthwise_conv3d_backward depthwise_conv3d_backward, depthwise_conv3d_toeplitz_backward;
+    depthwise_conv3d_toeplitz_with_moments, depthwise_conv3d_tma_with_moments;
+signatures::depthwise_conv3d_backward depthwise_conv3d_backward, depthwise_conv3d_toeplitz_backward,
+    depthwise_conv3d_tma_backward;
 signatures::token_shrink token_shrink;
 signatures::token_shrink_backward token_shrink_backward;
 signatures::token_recover token_recover;

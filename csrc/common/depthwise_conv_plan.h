@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "plan.h"
+#include "tensor_map.h"
 
 namespace uk::cuda {
 
@@ -44,9 +45,14 @@ struct DepthwiseSizes {
   constexpr int taps() const { return kt * kh * kw; }
 };
 
+// Which kernels a call asks for: matrix products, or TMA to stage the frames of tiles; both serve
+// where they can, tiles staged by all threads elsewhere.
+enum class By { tiles, products, tma };
+
 struct DepthwisePlan {
   bool tiled;    // else the general kernel: slower, for any size
   bool toeplitz;  // else tiles of multiply-adds
+  bool tma;       // else all threads stage them
   int columns;   // of a thread's tile
   int channels;  // of a block, a multiple of 8
   int tiles_down, tiles_across;  // of a block
@@ -110,14 +116,24 @@ inline DepthwisePlan general_forward(const DepthwiseSizes& s) {
   return p;
 }
 
-inline DepthwisePlan plan_forward(const DepthwiseSizes& s, int size, int shared_limit) {
+// A frame in shared memory as TMA writes it, for taps x taps of a kernel with K x K.  It has all the
+// channels and columns there is room for, so that it lies there as threads would have staged it.
+inline Axes box_of(const DepthwisePlan& p, int K, int taps, int size) {
+  return {pitch_bytes(K) / size, window_columns(taps, p.columns), p.tiles_down * kRows + taps - 1, 1,
+          1};
+}
+constexpr int kBarrierBytes = 8;  // of a slot that TMA fills
+
+inline DepthwisePlan plan_forward(const DepthwiseSizes& s, int size, int shared_limit,
+                                  bool tma = false) {
   DepthwisePlan p = plan_tiles(s, size);
   if (!p.tiled) return general_forward(s);
+  p.tma = tma;
   p.grid = s.B * p.positions() * p.channel_blocks;
   p.parts = s.B * p.positions();
   const int moments = p.threads * 4 * 4;  // every thread's sums, when all frames are done
   p.shared = std::max((kAhead + 1) * window_bytes(s.kh, p.columns, s.kh), moments) +
-             s.taps() * weight_pitch(s.kh, size) * 4;
+             s.taps() * weight_pitch(s.kh, size) * 4 + (tma ? (kAhead + 1) * kBarrierBytes : 0);
   return fits(p, shared_limit) ? p : general_forward(s);
 }
 
@@ -228,32 +244,42 @@ inline DepthwisePlan general_weight_gradient(const DepthwiseSizes& s) {
   return p;
 }
 
-inline DepthwisePlan plan_weight_gradient(const DepthwiseSizes& s, int size, int shared_limit) {
+inline DepthwisePlan plan_weight_gradient(const DepthwiseSizes& s, int size, int shared_limit,
+                                          bool tma = false) {
   DepthwisePlan p = plan_tiles(s, size);
   if (!p.tiled) return general_weight_gradient(s);
+  p.tma = tma;
   p.parts = std::clamp<int64_t>(kBlocks / p.channel_blocks, 1, s.B * p.positions());
   p.grid = p.parts * p.channel_blocks;
   const int sums = (s.taps() + 1) * pitch_bytes(s.kh) / size * 4;
   p.shared = std::max((kGradientAhead + 1) * window_bytes(s.kh, p.columns, s.kh) +
                           (kGradientAhead + s.kt) * window_bytes(s.kh, p.columns, 1),
-                      sums);
+                      sums) +
+             (tma ? (kGradientAhead + 1) * kBarrierBytes : 0);
   return fits(p, shared_limit) ? p : general_weight_gradient(s);
 }
 
-// As matrix products where the call, its layout and the GPU allow these.
-inline DepthwisePlan choose_forward(const DepthwiseSizes& s, int size, int shared_limit,
-                                    bool products) {
-  if (products && has_toeplitz(s, size)) {
+// What is asked for where the call and the GPU allow it; maps and device are the caller's to ask.
+inline DepthwisePlan choose_forward(const DepthwiseSizes& s, int size, int shared_limit, By by) {
+  if (by == By::products && has_toeplitz(s, size)) {
     const DepthwisePlan p = plan_toeplitz(s, shared_limit);
     if (fits(p, shared_limit)) return p;
+  }
+  if (by == By::tma) {
+    const DepthwisePlan p = plan_forward(s, size, shared_limit, true);
+    if (p.tiled) return p;
   }
   return plan_forward(s, size, shared_limit);
 }
 inline DepthwisePlan choose_weight_gradient(const DepthwiseSizes& s, int size, int shared_limit,
-                                            bool products) {
-  if (products && has_toeplitz(s, size)) {
+                                            By by) {
+  if (by == By::products && has_toeplitz(s, size)) {
     const DepthwisePlan p = plan_toeplitz_weight_gradient(s, shared_limit);
     if (fits(p, shared_limit)) return p;
+  }
+  if (by == By::tma) {
+    const DepthwisePlan p = plan_weight_gradient(s, size, shared_limit, true);
+    if (p.tiled) return p;
   }
   return plan_weight_gradient(s, size, shared_limit);
 }

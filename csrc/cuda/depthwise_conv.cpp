@@ -13,7 +13,7 @@ using torch::headeronly::ScalarType;
 
 template <class S>
 Map<S> map_of(const Tensor& x) {
-  Map<S> map{static_cast<const S*>(x.const_data_ptr()), {}, false};
+  Map<S> map{static_cast<const S*>(x.const_data_ptr()), {}, false, {}};
   for (int i = 0; i < 5; ++i) map.stride[i] = x.stride(i);
   map.vectors = has_vectors(map, x.size(4));
   return map;
@@ -47,17 +47,13 @@ void check_channels(const Tensor& x, const Tensor& t, ScalarType type, const cha
          what);
 }
 
-// Which kernels a call asks for; matrix products serve where they can, tiles elsewhere.
-enum class By { tiles, products };
-
 template <class S>
 Forward<S> forward_of(const OnDevice& device, const Tensor& x, const Tensor& weight, Tensor& y,
                       By by) {
   Forward<S> p{};
   p.sizes = sizes_of(x, weight);
   p.x = map_of<S>(x);
-  p.plan = choose_forward(p.sizes, sizeof(S), device.shared_limit(),
-                          by == By::products && p.x.vectors);
+  make_plan(p, device.shared_limit(), by);
   p.weight = static_cast<const S*>(weight.const_data_ptr());
   const int axes[] = {0, 2, 3, 4};
   for (int i = 0; i < 4; ++i) p.weight_stride[i] = weight.stride(axes[i]);
@@ -124,8 +120,7 @@ void differentiate_weight(const OnDevice& device, const Tensor& dy, const Tensor
   p.sizes = sizes_of(x, weight);
   p.dy = map_of<S>(dy);
   p.x = map_of<S>(x);
-  p.plan = choose_weight_gradient(p.sizes, sizeof(S), device.shared_limit(),
-                                  by == By::products && p.x.vectors && p.dy.vectors);
+  make_plan(p, device.shared_limit(), by);
   Tensor partials = torch::stable::new_empty(
       x, {p.plan.parts, p.sizes.taps() + 1, x.size(4)}, ScalarType::Float);
   p.partials = static_cast<float*>(partials.mutable_data_ptr());
@@ -172,6 +167,10 @@ Tensor depthwise_conv3d_toeplitz(const Tensor& x, const Tensor& weight, const Op
                                  bool residual) {
   return convolve(x, weight, bias, residual, By::products);
 }
+Tensor depthwise_conv3d_tma(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                            bool residual) {
+  return convolve(x, weight, bias, residual, By::tma);
+}
 
 std::tuple<Tensor, Tensor> depthwise_conv3d_with_moments(const Tensor& x, const Tensor& weight,
                                                          const OptionalTensor& bias, bool residual,
@@ -185,6 +184,12 @@ std::tuple<Tensor, Tensor> depthwise_conv3d_toeplitz_with_moments(const Tensor& 
                                                                   const OptionalTensor& shift) {
   return convolve_with_moments(x, weight, bias, residual, shift, By::products);
 }
+std::tuple<Tensor, Tensor> depthwise_conv3d_tma_with_moments(const Tensor& x, const Tensor& weight,
+                                                             const OptionalTensor& bias,
+                                                             bool residual,
+                                                             const OptionalTensor& shift) {
+  return convolve_with_moments(x, weight, bias, residual, shift, By::tma);
+}
 
 std::tuple<Tensor, Tensor, Tensor> depthwise_conv3d_backward(const Tensor& dy, const Tensor& x,
                                                              const Tensor& weight, bool residual,
@@ -195,6 +200,12 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv3d_toeplitz_backward(
     const Tensor& dy, const Tensor& x, const Tensor& weight, bool residual, bool want_input,
     bool want_weight) {
   return differentiate(dy, x, weight, residual, want_input, want_weight, By::products);
+}
+std::tuple<Tensor, Tensor, Tensor> depthwise_conv3d_tma_backward(const Tensor& dy, const Tensor& x,
+                                                                 const Tensor& weight,
+                                                                 bool residual, bool want_input,
+                                                                 bool want_weight) {
+  return differentiate(dy, x, weight, residual, want_input, want_weight, By::tma);
 }
 
 }  // namespace uk::cuda

@@ -5,6 +5,7 @@
 
 #include "../common/depthwise_conv_plan.h"
 #include "../cpu/storage.h"
+#include "tensor_map.h"
 
 namespace uk::cuda {
 
@@ -14,6 +15,7 @@ struct Map {
   const S* data;
   int64_t stride[5];
   bool vectors;  // whether channels may be copied 16 bytes at once
+  TensorMap boxes;  // of the plan's frames, where TMA stages them
 };
 
 template <class S>
@@ -53,5 +55,35 @@ template <class S>
 void start(const Forward<S>& p, void* stream);
 template <class S>
 void start(const WeightGradient<S>& p, void* stream);
+// Whether what was compiled for the current device has TMA.
+template <class S>
+bool has_tma();
+
+template <class S>
+bool describe(Map<S>& map, const DepthwiseSizes& s, const Axes& box) {
+  if (!map.vectors || !has_tma<S>()) return false;
+  const TensorBoxes boxes =
+      tensor_boxes(map.data, sizeof(S), box, {s.B, s.T, s.H, s.W, s.C}, map.stride);
+  return takes_tensor(boxes) && encode(map.boxes, boxes);
+}
+
+// Plans of calls that have sizes and maps.
+template <class S>
+void make_plan(Forward<S>& p, int shared_limit, By by) {
+  const DepthwiseSizes& s = p.sizes;
+  if (by == By::products && !p.x.vectors) by = By::tiles;
+  p.plan = choose_forward(s, sizeof(S), shared_limit, by);
+  if (p.plan.tma && !describe(p.x, s, box_of(p.plan, s.kh, s.kh, sizeof(S))))
+    p.plan = choose_forward(s, sizeof(S), shared_limit, By::tiles);
+}
+template <class S>
+void make_plan(WeightGradient<S>& p, int shared_limit, By by) {
+  const DepthwiseSizes& s = p.sizes;
+  if (by == By::products && !(p.x.vectors && p.dy.vectors)) by = By::tiles;
+  p.plan = choose_weight_gradient(s, sizeof(S), shared_limit, by);
+  if (p.plan.tma && !(describe(p.x, s, box_of(p.plan, s.kh, s.kh, sizeof(S))) &&
+                      describe(p.dy, s, box_of(p.plan, s.kh, 1, sizeof(S)))))
+    p.plan = choose_weight_gradient(s, sizeof(S), shared_limit, By::tiles);
+}
 
 }  // namespace uk::cuda

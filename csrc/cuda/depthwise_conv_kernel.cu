@@ -26,4 +26,9 @@ void start(const WeightGradient<UK_STORAGE>& p, void* stream) {
   start_with(Launch{stream}, p);
 }
 
+template <>
+bool has_tma<UK_STORAGE>() {
+  return architecture_of(general_forward_kernel<UK_STORAGE>) >= 90;
+}
+
 }  // namespace uk::cuda

@@ -7,28 +7,11 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
-#include "depthwise_conv.h"
-#include "primitives.cuh"
+#include "staging.cuh"
 
 namespace uk::cuda {
-
-// Where a block works.
-struct Place {
-  int64_t b;
-  int t, frames, h, w;  // its first output frame, row and column; its number of frames
-
-  // Of position `at` of plan.B x chunks x down x across.
-  __device__ Place(const DepthwiseSizes& s, const DepthwisePlan& p, int64_t at) {
-    w = static_cast<int>(at % p.across) * p.tiles_across * p.columns;
-    at /= p.across;
-    h = static_cast<int>(at % p.down) * p.tiles_down * kRows;
-    at /= p.down;
-    t = static_cast<int>(at % p.chunks * p.frames);
-    frames = static_cast<int>(min(p.frames, s.T - t));
-    b = at / p.chunks;
-  }
-};
 
 // A thread's part of a block: a pair of channels of a tile, in the group of some frames.
 struct Role {
@@ -42,67 +25,6 @@ struct Role {
     group = thread / pairs / tiles;
     row = tile / p.tiles_across * kRows;
     column = tile % p.tiles_across * p.columns;
-  }
-};
-
-// Copies windows of a map, frame by frame, into shared memory [rows][columns][pitch], with K - 1
-// rows and columns around a block's own; zeros where the map has none.  K is 1 for a window without
-// surroundings.
-template <class S, int K, int COLUMNS, int PITCH>
-struct Window {
-  static constexpr int kRowPitch = window_columns(K, COLUMNS) * PITCH;
-  static constexpr int kSize = window_rows(K) * kRowPitch;  // elements of a frame
-
-  const Map<S>& map;
-  const DepthwiseSizes& sizes;
-  const S* base;
-  int h, w, rows, columns, channels, left;
-
-  __device__ Window(const Map<S>& map, const DepthwiseSizes& s, const DepthwisePlan& p,
-                    const Place& place, int channel)
-      : map(map), sizes(s), base(map.data + place.b * map.stride[0] + channel * map.stride[4]) {
-    h = place.h - K / 2;
-    w = place.w - K / 2;
-    rows = p.tiles_down * kRows + K - 1;
-    columns = p.tiles_across * COLUMNS + K - 1;
-    channels = p.channels;
-    left = static_cast<int>(min(int64_t{p.channels}, s.C - channel));
-  }
-
-  // Frame t, where there is one; for other threads it is there behind await_copies and a barrier.
-  __device__ __forceinline__ void stage(int t, S* to) const {
-    if (t < 0 || t >= sizes.T) return;
-    const S* frame = base + t * map.stride[1];
-    constexpr int kLength = kVector / sizeof(S);
-    const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-    if (map.vectors) {
-      const int vectors = channels / kLength;  // divides the number of threads
-      const int c = thread % vectors * kLength;
-      for (int at = thread / vectors; at < rows * columns; at += threads / vectors) {
-        const int row = row_of(at), column = at - row * columns;
-        const bool inside = c < left && has(row, column);
-        const S* from = frame + (h + row) * map.stride[2] + (w + column) * map.stride[3] + c;
-        copy_async(to + row * kRowPitch + column * PITCH + c, inside ? from : map.data, inside);
-      }
-    } else {
-      for (int i = thread; i < rows * columns * channels; i += threads) {
-        const int c = i % channels, at = i / channels;
-        const int row = row_of(at), column = at - row * columns;
-        const bool inside = c < left && has(row, column);
-        const S* from = frame + (h + row) * map.stride[2] + (w + column) * map.stride[3] +
-                        c * map.stride[4];
-        to[row * kRowPitch + column * PITCH + c] = inside ? *from : S{};
-      }
-    }
-  }
-
-  // Divided by one of two constants, which is cheap.
-  __device__ __forceinline__ int row_of(int at) const {
-    constexpr int kFull = window_columns(K, COLUMNS), kSingle = COLUMNS + K - 1;
-    return columns == kFull ? at / kFull : at / kSingle;
-  }
-  __device__ __forceinline__ bool has(int row, int column) const {
-    return static_cast<unsigned>(h + row) < sizes.H && static_cast<unsigned>(w + column) < sizes.W;
   }
 };
 
@@ -169,10 +91,11 @@ __device__ __forceinline__ void reduce_moments(const DepthwisePlan& p, int64_t C
 }
 
 // y = bias + convolution of x [+ x], and the moments of y.
-template <class S, int K, int COLUMNS>
-__global__ void __launch_bounds__(max_threads(K)) forward(const Forward<S> p) {
+template <class S, int K, int COLUMNS, bool TMA>
+__global__ void __launch_bounds__(max_threads(K)) forward(const __grid_constant__ Forward<S> p) {
   constexpr int kPitch = pitch_bytes(K) / sizeof(S), kWeightPitch = weight_pitch(K, sizeof(S));
-  using Frames = Window<S, K, COLUMNS, kPitch>;
+  using Copies = std::conditional_t<TMA, BoxGroups<kAhead>, CopyGroups<kAhead>>;
+  using Frames = typename Copies::template Frames<S, K, COLUMNS, kPitch>;
   constexpr int kSlots = kAhead + 1;
   const DepthwiseSizes& s = p.sizes;
   const int channel = static_cast<int>(blockIdx.x % p.plan.channel_blocks) * p.plan.channels;
@@ -182,8 +105,9 @@ __global__ void __launch_bounds__(max_threads(K)) forward(const Forward<S> p) {
   const Frames x(p.x, s, p.plan, place, channel);
   S* ring = reinterpret_cast<S*>(shared_memory());
   // Behind the ring or what the moments take, whichever is longer: at the end of what was asked for.
-  float* weights = reinterpret_cast<float*>(shared_memory() + p.plan.shared) -
-                   s.kt * K * K * kWeightPitch;
+  unsigned char* end = shared_memory() + p.plan.shared - Copies::kBytes;
+  const Copies copies(end);
+  float* weights = reinterpret_cast<float*>(end) - s.kt * K * K * kWeightPitch;
   load_weights(p, channel, weights, kWeightPitch);
 
   const int c = channel + 2 * role.pair;
@@ -205,11 +129,12 @@ __global__ void __launch_bounds__(max_threads(K)) forward(const Forward<S> p) {
   float2 sums[kRows][COLUMNS];
   for (int i = -kAhead, free = 0; i < steps; ++i, free = free + 1 == kSlots ? 0 : free + 1) {
     if (i >= 0) {
-      await_copies<kAhead - 1>();
+      copies.await(i);
       __syncthreads();  // this frame has arrived, and nobody needs the one before
     }
-    if (i + kAhead < steps) x.stage(start + i + kAhead, ring + free * Frames::kSize);
-    commit_copies();
+    const int next = i + kAhead;
+    if (next < steps) x.stage(start + next, ring + free * Frames::kSize, copies.barrier(next));
+    copies.commit(next);
     if (i < 0) continue;
     const int slot = free + 1 == kSlots ? 0 : free + 1;
     const int frame = i - tap;
@@ -263,11 +188,13 @@ __global__ void __launch_bounds__(max_threads(K)) forward(const Forward<S> p) {
 }
 
 // The weight's and the bias's gradient: this block's part of the positions, in one order.
-template <class S, int K, int COLUMNS>
-__global__ void __launch_bounds__(max_threads(K)) weight_gradient(const WeightGradient<S> p) {
+template <class S, int K, int COLUMNS, bool TMA>
+__global__ void __launch_bounds__(max_threads(K))
+    weight_gradient(const __grid_constant__ WeightGradient<S> p) {
   constexpr int kPitch = pitch_bytes(K) / sizeof(S), kSlots = kGradientAhead + 1;
-  using Frames = Window<S, K, COLUMNS, kPitch>;
-  using Tiles = Window<S, 1, COLUMNS, kPitch>;
+  using Copies = std::conditional_t<TMA, BoxGroups<kGradientAhead>, CopyGroups<kGradientAhead>>;
+  using Frames = typename Copies::template Frames<S, K, COLUMNS, kPitch>;
+  using Tiles = typename Copies::template Frames<S, 1, COLUMNS, kPitch>;
   const DepthwiseSizes& s = p.sizes;
   const int channel = static_cast<int>(blockIdx.x % p.plan.channel_blocks) * p.plan.channels;
   const int64_t part = blockIdx.x / p.plan.channel_blocks;
@@ -275,6 +202,8 @@ __global__ void __launch_bounds__(max_threads(K)) weight_gradient(const WeightGr
   S* ring = reinterpret_cast<S*>(shared_memory());
   S* dy_ring = ring + kSlots * Frames::kSize;
   const int dy_slots = kGradientAhead + s.kt;
+  const Copies copies(shared_memory() + p.plan.shared - Copies::kBytes);
+  int done = 0;  // steps of the items before
 
   float2 taps[K][K] = {}, bias{0.f, 0.f};
   for (int64_t item = part; item < s.B * p.plan.positions(); item += p.plan.parts) {
@@ -286,13 +215,17 @@ __global__ void __launch_bounds__(max_threads(K)) weight_gradient(const WeightGr
     __syncthreads();  // the item before is done with the rings
     for (int i = -kGradientAhead; i < steps; ++i) {
       if (i >= 0) {
-        await_copies<kGradientAhead - 1>();
+        copies.await(done + i);
         __syncthreads();  // these frames have arrived, and nobody needs the ones before
       }
       const int next = i + kGradientAhead;
-      if (next < steps) x.stage(start + next, ring + next % kSlots * Frames::kSize);
-      if (next < place.frames) dy.stage(place.t + next, dy_ring + next % dy_slots * Tiles::kSize);
-      commit_copies();
+      if (next < steps) {
+        Barrier* barrier = copies.barrier(done + next);
+        x.stage(start + next, ring + next % kSlots * Frames::kSize, barrier);
+        if (next < place.frames)
+          dy.stage(place.t + next, dy_ring + next % dy_slots * Tiles::kSize, barrier);
+        copies.commit(done + next);
+      }
       const int frame = i - role.group;
       if (frame < 0 || frame >= place.frames || static_cast<unsigned>(start + i) >= s.T) continue;
       const S* own = dy_ring + frame % dy_slots * Tiles::kSize + role.row * Tiles::kRowPitch +
@@ -328,6 +261,7 @@ __global__ void __launch_bounds__(max_threads(K)) weight_gradient(const WeightGr
               for (int j = 0; j < K; ++j) multiply_add(taps[row - m][j], line[n + j], tile[m][n]);
       }
     }
+    done += steps;
   }
 
   // The tiles' sums one after another, [taps + 1][pitch].

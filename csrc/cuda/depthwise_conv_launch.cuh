@@ -8,12 +8,15 @@
 
 namespace uk::cuda {
 
-// select(size of the kernel's frames, columns of a tile), both as types.
+// select(size of the kernel's frames, columns of a tile, whether TMA stages them), all as types.
 template <class Select>
 void for_tile(const DepthwiseSizes& s, const DepthwisePlan& p, Select select) {
+  const auto with_staging = [&](auto K, auto COLUMNS) {
+    p.tma ? select(K, COLUMNS, std::true_type{}) : select(K, COLUMNS, std::false_type{});
+  };
   const auto with_columns = [&](auto K) {
-    p.columns == 7 ? select(K, std::integral_constant<int, 7>{})
-                   : select(K, std::integral_constant<int, 5>{});
+    p.columns == 7 ? with_staging(K, std::integral_constant<int, 7>{})
+                   : with_staging(K, std::integral_constant<int, 5>{});
   };
   switch (s.kh) {
     case 1:
@@ -33,7 +36,7 @@ void start_with(Launch launch, const Forward<S>& p) {
   }
   if (!p.plan.tiled) return launch(general_forward_kernel<S>, p);
   for_tile(p.sizes, p.plan,
-           [&](auto K, auto COLUMNS) { launch(forward<S, K(), COLUMNS()>, p); });
+           [&](auto K, auto COLUMNS, auto TMA) { launch(forward<S, K(), COLUMNS(), TMA()>, p); });
 }
 
 template <class S, class Launch>
@@ -44,8 +47,9 @@ void start_with(Launch launch, const WeightGradient<S>& p) {
                     p);
   }
   if (!p.plan.tiled) return launch(general_weight_gradient_kernel<S>, p);
-  for_tile(p.sizes, p.plan,
-           [&](auto K, auto COLUMNS) { launch(weight_gradient<S, K(), COLUMNS()>, p); });
+  for_tile(p.sizes, p.plan, [&](auto K, auto COLUMNS, auto TMA) {
+    launch(weight_gradient<S, K(), COLUMNS(), TMA()>, p);
+  });
 }
 
 }  // namespace uk::cuda

@@ -21,6 +21,14 @@ void launch(void (*kernel)(Arguments), int64_t grid, int threads, int shared, vo
   check_cuda(cudaGetLastError(), "launch");
 }
 
+// The architecture that a kernel's code for the current device was written in: 90 for compute_90.
+template <class Arguments>
+int architecture_of(void (*kernel)(Arguments)) {
+  cudaFuncAttributes attributes{};
+  check_cuda(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)), "kernel");
+  return attributes.ptxVersion;
+}
+
 }  // namespace uk::cuda
 
 #endif

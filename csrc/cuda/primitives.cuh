@@ -9,18 +9,22 @@
 #include <cstdint>
 
 #include "../cpu/storage.h"
+#include "tensor_map.h"
 
 namespace uk::cuda {
 
 __device__ __forceinline__ unsigned char* shared_memory() {
-  extern __shared__ __align__(16) unsigned char memory[];
+  extern __shared__ __align__(kTensorAlignment) unsigned char memory[];
   return memory;
+}
+
+__device__ __forceinline__ unsigned address_of(const void* at) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(at));
 }
 
 // 16 bytes to shared memory, zeros unless `inside`; `from` is not read then.
 __device__ __forceinline__ void copy_async(void* to, const void* from, bool inside) {
-  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from),
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address_of(to)), "l"(from),
                "r"(inside ? 16 : 0)
                : "memory");
 }
@@ -30,6 +34,60 @@ __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_
 template <int N>
 __device__ __forceinline__ void await_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+// A barrier in shared memory.  Its phase ends when so many threads have arrived and all bytes that
+// are expected of copies; then the next one begins.
+struct Barrier {
+  uint64_t state;
+};
+
+// Barriers as they are used here came with compute capability 9.0: before it, no code follows this.
+__device__ __forceinline__ void need_tma() {
+#if __CUDA_ARCH__ < 900
+  __trap();
+  __builtin_unreachable();
+#endif
+}
+__device__ __forceinline__ void begin_barrier(Barrier* barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address_of(barrier)), "r"(arrivals)
+               : "memory");
+}
+// What this thread wrote to shared memory, barriers included, comes before the copies it starts.
+__device__ __forceinline__ void fence_copies() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+__device__ __forceinline__ void expect_bytes(Barrier* barrier, int bytes) {
+  asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(address_of(barrier)),
+               "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void arrive(Barrier* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address_of(barrier)) : "memory");
+}
+// Until the phase has ended: that under way if its number is as odd as `parity`, else the last one.
+__device__ __forceinline__ void await_phase(Barrier* barrier, int parity) {
+  unsigned ended;
+  do {
+    asm volatile(
+        "{\n"
+        ".reg .pred ended;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 ended, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, ended;\n"
+        "}"
+        : "=r"(ended)
+        : "r"(address_of(barrier)), "r"(parity)
+        : "memory");
+  } while (!ended);
+}
+// The box from these coordinates on, zeros where the map has none.
+__device__ __forceinline__ void copy_box(void* to, const TensorMap& map, int c, int w, int h, int t,
+                                         int b, Barrier* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3, %4, %5, %6}], [%7];" ::"r"(address_of(to)),
+      "l"(&map), "r"(c), "r"(w), "r"(h), "r"(t), "r"(b), "r"(address_of(barrier))
+      : "memory");
 }
 
 // Another lane's number: of the lane so far below, or of the one whose index differs in these bits.

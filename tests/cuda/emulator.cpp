@@ -16,7 +16,8 @@ using uk::shim::Storage;
 
 enum Operation : int64_t { kForward, kWeightGradient, kMoments, kMomentsBackward, kTokens };
 
-enum Kernel : int64_t { kAsPlanned, kGeneral, kToeplitz };
+// Of a convolution: what By says, or the general kernels.
+constexpr int64_t kGeneral = 3;
 
 struct Head {
   int64_t operation, size;  // of an element: 4, or 2 for bfloat16, or -2 for float16
@@ -24,7 +25,7 @@ struct Head {
 
 struct Request {
   int64_t B, T, H, W, C, kt, kh, kw;
-  int64_t shared_limit, kernel;  // the limit's own choice, the general kernels, or matrix products
+  int64_t shared_limit, by;
   int64_t flip, residual, moments;
   int64_t x_stride[5], dy_stride[5], weight_stride[4], bias_stride;
   int64_t x_offset, dy_offset;                 // of the first element, in bytes
@@ -33,7 +34,7 @@ struct Request {
 
 template <class S>
 Map<S> map_of(const S* data, const int64_t (&stride)[5], int64_t C) {
-  Map<S> map{data, {stride[0], stride[1], stride[2], stride[3], stride[4]}, false};
+  Map<S> map{data, {stride[0], stride[1], stride[2], stride[3], stride[4]}, false, {}};
   map.vectors = has_vectors(map, C);
   return map;
 }
@@ -56,9 +57,10 @@ void run(int64_t operation, const Request& r) {
     Forward<S> p{};
     p.sizes = s;
     p.x = map_of(x.at<S>(r.x_offset), r.x_stride, r.C);
-    p.plan = r.kernel == kGeneral
-                 ? general_forward(s)
-                 : choose_forward(s, sizeof(S), limit, r.kernel == kToeplitz && p.x.vectors);
+    if (r.by == kGeneral)
+      p.plan = general_forward(s);
+    else
+      make_plan(p, limit, static_cast<By>(r.by));
     p.weight = weight.at<S>();
     std::copy(r.weight_stride, r.weight_stride + 4, p.weight_stride);
     p.bias = r.bias ? bias.at<S>() : nullptr;
@@ -82,9 +84,10 @@ void run(int64_t operation, const Request& r) {
     p.sizes = s;
     p.dy = map_of(dy.at<S>(r.dy_offset), r.dy_stride, r.C);
     p.x = map_of(x.at<S>(r.x_offset), r.x_stride, r.C);
-    const bool products = r.kernel == kToeplitz && p.x.vectors && p.dy.vectors;
-    p.plan = r.kernel == kGeneral ? general_weight_gradient(s)
-                                  : choose_weight_gradient(s, sizeof(S), limit, products);
+    if (r.by == kGeneral)
+      p.plan = general_weight_gradient(s);
+    else
+      make_plan(p, limit, static_cast<By>(r.by));
     const int64_t rows = s.taps() + 1;
     Result<float> partials(p.plan.parts * rows * r.C);
     Result<S> dw(s.taps() * r.C), db(r.C);

@@ -28,7 +28,7 @@ SANITIZED = ("-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 _SIZES = {torch.float32: 4, torch.bfloat16: 2, torch.float16: -2}
 _OPERATIONS = {"forward": 0, "weight_gradient": 1, "moments": 2, "moments_backward": 3}
 _TOKENS = {"shrink": 4, "shrink_backward": 5, "recover": 6, "recover_backward": 7}
-_KERNELS = ["as planned", "general", "toeplitz"]
+_KERNELS = ["tiles", "toeplitz", "tma", "general"]
 # Of a block, in bytes; under 75 what is too little for most kernels.
 _SHARED = {75: 24 * 1024, 80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024}
 
@@ -102,7 +102,7 @@ class Emulator:
         others: Tensor | None = None,
         flags: tuple[bool, bool, bool] = (False, False, False),
         architecture: int = 90,
-        by: str = "as planned",
+        by: str = "tiles",
     ) -> bytearray:
         taps = weight.shape[2:] if weight is not None else (1, 1, 1)
         strides = [0] * 4 if weight is None else [weight.stride(i) for i in (0, 2, 3, 4)]
@@ -222,7 +222,7 @@ def build(
     folder.mkdir(parents=True, exist_ok=True)
     command = [
         *shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"),
-        *("-std=c++17", "-O1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-clobbered"),
+        *("-std=c++17", "-O1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-clobbered", "-Wno-psabi"),
         *(f"-I{sources}", f"-I{_HERE}", *flags),
     ]
 

@@ -1,11 +1,15 @@
 // The threads of shim.h.
 
+#include "fibres.h"
+
 #include <ucontext.h>
 
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <new>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "shim.h"
@@ -27,22 +31,33 @@ struct Copy {
   bool inside;
 };
 
+enum class Stop { none, barrier, exchange, wait, end };
+
 struct Fibre {
   ucontext_t context;
   std::unique_ptr<char[]> stack{new char[kStack]};
   std::vector<std::vector<Copy>> groups{1};  // the last one is being filled
-  const char* file = nullptr;                // of the barrier where it waits; null: it is done
+  Stop stop = Stop::none;                    // where it is
+  const char* file = nullptr;                // of that barrier
   int line = 0;
-  void (*operation)(void* const (&lanes)[kLanes]) = nullptr;  // its warp's, for which it waits
+  void (*operation)(void* const (&lanes)[kLanes]) = nullptr;  // its warp's
   void* own = nullptr;
-  bool done = false;
+  std::function<bool()> ready;
+  std::function<std::string()> what;  // it waits for
+};
+
+struct Aligned {
+  void operator()(unsigned char* at) const {
+    ::operator delete[](at, std::align_val_t(uk::cuda::kTensorAlignment));
+  }
 };
 
 ucontext_t scheduler;
 std::vector<Fibre> fibres;
 Fibre* current;
 const std::function<void()>* body;
-std::unique_ptr<unsigned char[]> memory;
+std::unique_ptr<unsigned char[], Aligned> memory;
+int memory_size;
 
 // The sanitizer has to know whose stack it is on.
 void enter(Fibre& fibre) {
@@ -79,37 +94,54 @@ void start() {
   __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_size);
 #endif
   (*body)();
-  current->done = true;
+  current->stop = Stop::end;
   leave(true);
 }
 
-// All lanes to the block's next barrier.
-void run_warp(int first, int lanes, bool reversed) {
+// All lanes to the block's next barrier, or to what some of them wait for.
+void run_warp(int first, int lanes) {
   for (;;) {
+    int exchanging = 0, waiting = 0;
     for (int i = 0; i < lanes; ++i) {
-      const int thread = first + (reversed ? lanes - 1 - i : i);
+      const int thread = first + (reversed() ? lanes - 1 - i : i);
       current = &fibres[thread];
       threadIdx.x = thread;
-      current->file = nullptr;
-      current->operation = nullptr;
-      enter(*current);
+      if (current->stop == Stop::none) enter(*current);
+      exchanging += current->stop == Stop::exchange;
+      waiting += current->stop == Stop::wait;
     }
-    const auto operation = fibres[first].operation;
-    for (int i = 0; i < lanes; ++i)
-      if (fibres[first + i].operation != operation || (operation != nullptr && lanes < kLanes))
-        fail("expected all lanes of a warp at one exchange");
-    if (operation == nullptr) return;
+    if (exchanging == 0 || waiting > 0) return;
     void* own[kLanes];
-    for (int i = 0; i < kLanes; ++i) own[i] = fibres[first + i].own;
-    operation(own);
+    for (int i = 0; i < lanes; ++i) {
+      Fibre& lane = fibres[first + i];
+      if (exchanging < kLanes || lane.operation != fibres[first].operation)
+        fail("expected all lanes of a warp at one exchange");
+      own[i] = lane.own;
+      lane.stop = Stop::none;
+    }
+    fibres[first].operation(own);
   }
+}
+
+// Whether a thread is ready that waits, or becomes so by a copy.
+bool wake(int threads) {
+  const Fibre* waiting = nullptr;
+  bool woken = false;
+  for (int i = 0; i < threads; ++i) {
+    if (fibres[i].stop != Stop::wait) continue;
+    waiting = &fibres[i];
+    if (!fibres[i].ready()) continue;
+    fibres[i].stop = Stop::none;
+    woken = true;
+  }
+  if (waiting != nullptr && !woken && !land_copy()) fail("all threads wait: " + waiting->what());
+  return waiting != nullptr;
 }
 
 void run_block(int threads) {
   for (int i = 0; i < threads; ++i) {
     Fibre& fibre = fibres[i];
-    fibre.done = false;
-    fibre.file = nullptr;
+    fibre.stop = Stop::none;
     fibre.groups.assign(1, {});
     getcontext(&fibre.context);
     fibre.context.uc_stack.ss_sp = fibre.stack.get();
@@ -117,23 +149,35 @@ void run_block(int threads) {
     fibre.context.uc_link = nullptr;
     makecontext(&fibre.context, start, 0);
   }
-  static const bool reversed = std::getenv("UK_REVERSED") != nullptr;
-  while (!fibres[0].done) {
+  for (;;) {
     const int warps = (threads + kLanes - 1) / kLanes;
     for (int i = 0; i < warps; ++i) {
-      const int first = (reversed ? warps - 1 - i : i) * kLanes;
-      run_warp(first, std::min(kLanes, threads - first), reversed);
+      const int first = (reversed() ? warps - 1 - i : i) * kLanes;
+      run_warp(first, std::min(kLanes, threads - first));
     }
+    if (wake(threads)) continue;
+    const Fibre& one = fibres[0];
     for (int i = 1; i < threads; ++i)
-      if (fibres[i].file != fibres[0].file || (fibres[i].file && fibres[i].line != fibres[0].line))
+      if (fibres[i].stop != one.stop ||
+          (one.stop == Stop::barrier && (fibres[i].file != one.file || fibres[i].line != one.line)))
         fail("expected all threads at one barrier");
+    if (one.stop == Stop::end) return;
+    for (int i = 0; i < threads; ++i) fibres[i].stop = Stop::none;
   }
 }
 
 }  // namespace
 
-void fail(const char* what) {
-  std::fprintf(stderr, "emulator: %s (block %u, thread %u)\n", what, blockIdx.x, threadIdx.x);
+bool reversed() {
+  static const bool asked = std::getenv("UK_REVERSED") != nullptr;
+  return asked;
+}
+
+int shared_size() { return memory_size; }
+
+void fail(const std::string& what) {
+  std::fprintf(stderr, "emulator: %s (block %u, thread %u)\n", what.c_str(), blockIdx.x,
+               threadIdx.x);
   std::_Exit(3);
 }
 
@@ -143,14 +187,24 @@ void barrier(const char* file, int line) {
     const char* name = std::strrchr(file, '/');
     if (std::string(name ? name + 1 : file) + ":" + std::to_string(line) == skipped) return;
   }
+  current->stop = Stop::barrier;
   current->file = file;
   current->line = line;
   leave(false);
 }
 
 void exchange(void (*operation)(void* const (&lanes)[kLanes]), void* own) {
+  current->stop = Stop::exchange;
   current->operation = operation;
   current->own = own;
+  leave(false);
+}
+
+void wait(std::function<bool()> ready, std::function<std::string()> what) {
+  if (ready()) return;
+  current->stop = Stop::wait;
+  current->ready = std::move(ready);
+  current->what = std::move(what);
   leave(false);
 }
 
@@ -182,9 +236,12 @@ void run(int64_t grid, int threads, int shared, const std::function<void()>& ker
   while (fibres.size() < static_cast<size_t>(threads)) fibres.emplace_back();
   for (int64_t block = 0; block < grid; ++block) {
     blockIdx.x = static_cast<unsigned>(block);
-    memory.reset(new unsigned char[shared]);
+    constexpr auto kAlignment = std::align_val_t(uk::cuda::kTensorAlignment);
+    memory.reset(static_cast<unsigned char*>(::operator new[](shared, kAlignment)));
+    memory_size = shared;
     std::memset(memory.get(), 0xff, shared);
     run_block(threads);
+    end_copies();
   }
 }
 

@@ -5,7 +5,7 @@
 // then the next one does.  A thread that a missing barrier lets through thus gets far ahead of the
 // others and meets what they have not written: shared memory begins as NaN, and the target of an
 // asynchronous copy is NaN until the copying thread awaits it.  What a warp does together is done
-// when all of its lanes have come to it.
+// when all of its lanes have come to it.  Tensor copies and their barriers: tensor_copies.cpp.
 #pragma once
 
 #define UK_PRIMITIVES_CUH
@@ -15,6 +15,7 @@
 #define __global__
 #define __forceinline__ inline
 #define __launch_bounds__(threads)
+#define __grid_constant__
 #define __syncthreads() uk::shim::barrier(__FILE__, __LINE__)
 
 #include <algorithm>
@@ -22,8 +23,10 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <string>
 
 #include "cpu/storage.h"
+#include "cuda/tensor_map.h"
 
 struct float2 {
   float x, y;
@@ -58,7 +61,7 @@ unsigned char* shared_memory();
 void copy_async(void* to, const void* from, bool inside);
 void commit_copies();
 void await_copies(int all_but);
-void fail(const char* what);
+[[noreturn]] void fail(const std::string& what);
 
 constexpr int kLanes = 32;
 // All lanes of the warp meet here, or the run fails; what they do is done once, to what each brings.
@@ -68,6 +71,18 @@ void run(int64_t grid, int threads, int shared, const std::function<void()>& bod
 }  // namespace uk::shim
 
 namespace uk::cuda {
+
+struct Barrier {
+  uint64_t state;
+};
+inline void need_tma() {}
+void begin_barrier(Barrier* barrier, int arrivals);
+void fence_copies();
+void expect_bytes(Barrier* barrier, int bytes);
+void arrive(Barrier* barrier);
+void await_phase(Barrier* barrier, int parity, const char* file = __builtin_FILE(),
+                 int line = __builtin_LINE());
+void copy_box(void* to, const TensorMap& map, int c, int w, int h, int t, int b, Barrier* barrier);
 
 inline unsigned char* shared_memory() { return shim::shared_memory(); }
 inline void copy_async(void* to, const void* from, bool inside) {
@@ -192,6 +207,10 @@ template <class Arguments>
 void launch(void (*kernel)(Arguments), int64_t grid, int threads, int shared, void*,
             const Arguments& arguments) {
   shim::run(grid, threads, shared, [&] { kernel(arguments); });
+}
+template <class Arguments>
+int architecture_of(void (*)(Arguments)) {
+  return 90;
 }
 
 }  // namespace uk::cuda
