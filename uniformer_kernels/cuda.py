@@ -16,10 +16,12 @@ _BUILT = _extension.missing is None and torch._C._dispatch_has_kernel_for_dispat
 )
 ARCHITECTURES: tuple[str, ...] = tuple(_extension.manifest().get("cuda_architectures", ()))
 """What they are compiled for, e.g. ``("80", "90a", "100")``; the last one as PTX, too."""
-TOEPLITZ = "depthwise_conv3d_toeplitz"
-TOEPLITZ_BACKWARD = f"{TOEPLITZ}_backward"
-"""Kernels, and their rows in the tuning table, which say where the convolution (so its input
-gradient) or its weight gradient is faster as matrix products: none until a GPU has measured it."""
+CONVOLUTION = "depthwise_conv3d"
+TOEPLITZ, TMA = f"{CONVOLUTION}_toeplitz", f"{CONVOLUTION}_tma"
+TWINS = (TOEPLITZ, TMA)
+"""Kernels that convolve another way: as matrix products, or with frames staged by TMA. Rows of the
+tuning table by these names say where the convolution, so its input gradient, is faster that way, and
+rows with ``_backward`` behind them where its weight gradient is: none until a GPU has measured it."""
 CONVOLUTIONS, TOKENS = "cuda_depthwise_conv3d", "cuda_tokens"
 """Rows that say where all kernels here of such a call are faster than Triton's."""
 
@@ -67,19 +69,29 @@ def token_class(x: Tensor) -> str:
     return f"N{N} C{C} {8 * x.element_size()} bits"
 
 
-def prefers_products(x: Tensor, weight: Tensor, kernel: str = TOEPLITZ) -> bool:
-    """Whether a depthwise convolution is measured to be faster as matrix products."""
-    return allows_products(x, weight) and _is_faster(x.device, kernel, shape_class(x, weight))
+def fastest(x: Tensor, weight: Tensor, suffix: str = "") -> str:
+    """The kernels measured to be the fastest of a convolution: the first of ``TWINS`` with a row."""
+    for twin in TWINS:
+        if allows(twin, x, weight) and _is_faster(
+            x.device, twin + suffix, convolution_class(x, weight)
+        ):
+            return twin
+    return CONVOLUTION
 
 
-def allows_products(x: Tensor, weight: Tensor) -> bool:
-    """Whether tensor cores can do a depthwise convolution: 5 x 5 taps of 16 bits."""
-    return x.dtype != torch.float32 and tuple(weight.shape[2:]) in ((5, 5, 5), (1, 5, 5))
+def allows(twin: str, x: Tensor, weight: Tensor) -> bool:
+    """Whether tensor cores can do a convolution, 5 x 5 taps of 16 bits, or TMA stage its frames,
+    which are copied 16 bytes at once."""
+    if twin == TOEPLITZ:
+        return x.dtype != torch.float32 and tuple(weight.shape[2:]) in ((5, 5, 5), (1, 5, 5))
+    *_, kh, kw = weight.shape
+    return x.shape[4] * x.element_size() % 16 == 0 and kh == kw < 7
 
 
-def shape_class(x: Tensor, weight: Tensor) -> str:
-    _, T, H, W, C = x.shape
-    return f"k{weight.shape[2]} {T}x{H}x{W} C{C}"
+def has_tma(device: torch.device) -> bool:
+    """Whether a GPU copies boxes of tensors: Hopper and later."""
+    name = tuning.architecture(device)
+    return name.startswith("sm_") and int(name.removeprefix("sm_")) >= 90
 
 
 def _is_faster(device: torch.device, kernel: str, shape_class: str) -> bool:

@@ -68,6 +68,13 @@ def _depthwise_conv3d_toeplitz(
 
 
 @_decomposes
+def _depthwise_conv3d_tma(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool
+) -> Tensor:
+    return reference.depthwise_conv3d(x, weight, bias, residual=residual)
+
+
+@_decomposes
 def _depthwise_conv3d_with_moments(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool, shift: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -76,6 +83,13 @@ def _depthwise_conv3d_with_moments(
 
 @_decomposes
 def _depthwise_conv3d_toeplitz_with_moments(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool, shift: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return reference.depthwise_conv3d_with_moments(x, weight, bias, residual=residual, shift=shift)
+
+
+@_decomposes
+def _depthwise_conv3d_tma_with_moments(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool, shift: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     return reference.depthwise_conv3d_with_moments(x, weight, bias, residual=residual, shift=shift)

@@ -59,6 +59,11 @@ _MULTIPLICATIONS: dict[str, Callable[[Any], int]] = {
     "convolution": lambda a: prod(a.results[0]) * prod(a.weight[1:]),
     "depthwise_conv3d": lambda a: _taps(a.x, a.weight),
     "depthwise_conv3d_backward": lambda a: (a.want_input + a.want_weight) * _taps(a.x, a.weight),
+    "depthwise_conv3d_tma": lambda a: _taps(a.x, a.weight),
+    "depthwise_conv3d_tma_backward": lambda a: (
+        (a.want_input + a.want_weight) * _taps(a.x, a.weight)
+    ),
+    "depthwise_conv3d_tma_with_moments": lambda a: _taps(a.x, a.weight),
     "depthwise_conv3d_toeplitz": lambda a: _taps(a.x, a.weight),
     "depthwise_conv3d_toeplitz_backward": lambda a: (
         (a.want_input + a.want_weight) * _taps(a.x, a.weight)

@@ -90,36 +90,56 @@ def tune(
     return rows
 
 
-def products(
+def twins(
     calls: Iterable[Call], device: torch.device, time: Timer
 ) -> dict[str, dict[str, tuning.Options]]:
-    """The convolutions and weight gradients that CUDA kernels do faster on tensor cores."""
+    """The convolutions and weight gradients that other CUDA kernels do faster: the fastest of them."""
     rows: dict[str, dict[str, tuning.Options]] = {}
     for name, args in calls:
-        if name == "depthwise_conv3d":
-            x, weight, twin = *args[:2], cuda.TOEPLITZ
-        elif name == "depthwise_conv3d_backward":
-            _, x, weight, *_ = args
-            args, twin = (*args[:4], False, True), cuda.TOEPLITZ_BACKWARD
-        else:
+        if name not in (cuda.CONVOLUTION, f"{cuda.CONVOLUTION}_backward"):
             continue
-        if not cuda.allows_products(x, weight):
-            continue
+        x, weight = _operands(name, args)
+        shape_class, names = cuda.convolution_class(x, weight), _twins(name, x, weight, device)
+        if name.endswith("_backward"):  # the input's is a convolution
+            args = (*args[:4], False, True)
         args = tuple(_real(a, device) for a in args)
         if cuda.declines(args[0]):
             return {}
         plain = partial(getattr(kernels("cuda"), name), *args)
-        as_products = partial(getattr(kernels("cuda"), twin), *args)
-        if _share(as_products, plain(), time, time(plain)) < _GAIN:
-            rows.setdefault(twin, {})[cuda.shape_class(x, weight)] = {"faster": True}
+        want, default = plain(), time(plain)
+        shares = {
+            twin: _share(partial(getattr(kernels("cuda"), twin), *args), want, time, default)
+            for twin in names
+        }
+        best = min(shares, key=shares.__getitem__, default=None)
+        if best is not None and shares[best] < _GAIN:
+            rows.setdefault(best, {})[shape_class] = {"faster": True}
     return rows
+
+
+def _operands(name: str, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    """A convolution's x and weight; its gradients are of them, given dy."""
+    x, weight = args[1:3] if name.endswith("_backward") else args[:2]
+    return x, weight
+
+
+def _twins(name: str, x: Tensor, weight: Tensor, device: torch.device) -> list[str]:
+    """Other kernels of a convolution or its gradients, as far as this GPU has them."""
+    return [
+        name.replace(cuda.CONVOLUTION, twin)
+        for twin in cuda.TWINS
+        if cuda.allows(twin, x, weight) and (twin != cuda.TMA or cuda.has_tma(device))
+    ]
 
 
 # By operator of the Triton library, whose gradients' names end in _backward: the table's row, and
 # the class of a call with such arguments.
 _RIVALS: dict[str, tuple[str, Callable[[tuple[Any, ...]], str]]] = {
-    "depthwise_conv3d": (cuda.CONVOLUTIONS, lambda a: cuda.convolution_class(a[0], a[1])),
-    "depthwise_conv3d_backward": (cuda.CONVOLUTIONS, lambda a: cuda.convolution_class(a[1], a[2])),
+    cuda.CONVOLUTION: (cuda.CONVOLUTIONS, lambda a: cuda.convolution_class(a[0], a[1])),
+    f"{cuda.CONVOLUTION}_backward": (
+        cuda.CONVOLUTIONS,
+        lambda a: cuda.convolution_class(a[1], a[2]),
+    ),
     "token_shrink": (cuda.TOKENS, lambda a: cuda.token_class(a[0])),
     "token_shrink_backward": (cuda.TOKENS, lambda a: cuda.token_class(a[1])),
     "token_recover": (cuda.TOKENS, lambda a: cuda.token_class(a[0])),
@@ -139,9 +159,10 @@ def rivals(
         args = tuple(_real(a, device) for a in args)
         if cuda.declines(args[0]):
             continue
-        ours = [getattr(kernels("cuda"), name)]
-        if row == cuda.CONVOLUTIONS and args[0].dtype != torch.float32:
-            ours.append(getattr(kernels("cuda"), name.replace("conv3d", "conv3d_toeplitz")))
+        names = [name]
+        if row == cuda.CONVOLUTIONS:
+            names += _twins(name, *_operands(name, args), device)
+        ours = [getattr(kernels("cuda"), one) for one in names]
         triton = partial(getattr(kernels("triton"), name), *args)
         want, default = triton(), time(triton)
         best = min(_share(partial(kernel, *args), want, time, default) for kernel in ours)
@@ -292,7 +313,7 @@ def main() -> None:
     else:
         rows = tune(calls, device, time)
         tuning.rewrite(name, rows)  # with which Triton's kernels are their best
-    rows |= products(calls, device, time) | rivals(calls, device, time)
+    rows |= twins(calls, device, time) | rivals(calls, device, time)
     tuning.rewrite(name, rows)
     for kernel, found in rows.items():
         for shape_class, choice in found.items():

@@ -39,7 +39,7 @@ def _watched(tool: str) -> list[str]:
         *("compute-sanitizer", "--tool", tool, "--kernel-name", "kns=_ZN2uk4cuda"),
         *("--error-exitcode", "1", *_TESTS, "-x"),
         *("tests/gpu/test_depthwise_conv.py", "tests/gpu/test_tokens.py"),
-        *("-k", "(values_and or moments) and (cuda or products)"),
+        *("-k", "(values_and or moments) and (cuda or products or tma)"),
     ]
 
 
@@ -48,6 +48,7 @@ COMMANDS: dict[str, list[str]] = {
     "check": [*_TESTS, *_SIDE_BY_SIDE, "tests/gpu"],
     "memory": _watched("memcheck"),
     "races": _watched("racecheck"),
+    "barriers": _watched("synccheck"),
     "winners": [_PYTHON, "-m", "uniformer_kernels.tune", "--winners"],
 }
 LIMITS = {  # seconds at most; the first stages are what the others rest on
@@ -61,6 +62,7 @@ LIMITS = {  # seconds at most; the first stages are what the others rest on
     "check": 300,
     "memory": 120,
     "races": 150,
+    "barriers": 120,
 }
 # Without PyTorch's cache a tensor ends where its memory does.
 _ENVIRONMENT = {"memory": {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}}

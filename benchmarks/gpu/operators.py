@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import uniformer_kernels as uk
+from uniformer_kernels import cuda
 from uniformer_kernels.bench import plain
 from uniformer_kernels.bench.graphs import Make, compare
 
@@ -97,24 +98,25 @@ def depthwise(k: int, shape: tuple[int, ...], dtype: str, *, backward: bool) -> 
         name: differentiated(function, partial(inputs, layout), backward)
         for name, (function, layout) in rivals.items()
     }
+    makes["CUDA C++, TMA"] = twin(cuda.TMA, partial(inputs, OURS), backward)
     if k == 5 and dtype == "bf16":
-        makes["CUDA C++, tensor cores"] = matrix_products(partial(inputs, OURS), backward)
+        makes["CUDA C++, tensor cores"] = twin(cuda.TOEPLITZ, partial(inputs, OURS), backward)
     return makes
 
 
-def matrix_products(inputs: Callable[[], list[Tensor]], backward: bool) -> Make:
+def twin(name: str, inputs: Callable[[], list[Tensor]], backward: bool) -> Make:
     """By the kernels themselves, whatever the tuning table says of them."""
-    ours = torch.ops.uniformer_kernels
+    forward, gradients = (
+        getattr(torch.ops.uniformer_kernels, name + suffix) for suffix in ("", "_backward")
+    )
 
     def make() -> Callable[[], object]:
         x, weight, bias = inputs()
         dy = torch.randn_like(x)
 
         def call() -> object:
-            y = ours.depthwise_conv3d_toeplitz(x, weight, bias, False)
-            if not backward:
-                return y
-            return y, ours.depthwise_conv3d_toeplitz_backward(dy, x, weight, False, True, True)
+            y = forward(x, weight, bias, False)
+            return (y, gradients(dy, x, weight, False, True, True)) if backward else y
 
         return call
 

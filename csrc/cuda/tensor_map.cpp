@@ -36,7 +36,8 @@ bool encode(TensorMap& to, const TensorBoxes& from) {
   static_assert(sizeof(CUtensorMap) == sizeof(TensorMap));
   static const Encode encode_tiled = find();
   if (encode_tiled == nullptr) return false;
-  const auto extent = narrowed<cuuint64_t>(from.extent), stride = narrowed<cuuint64_t>(from.stride);
+  const auto extent = narrowed<cuuint64_t>(from.extent);
+  const auto stride = narrowed<cuuint64_t>(from.stride);
   const auto box = narrowed<cuuint32_t>(from.box);
   const cuuint32_t steps[kTensorAxes] = {1, 1, 1, 1, 1};
   // Numbers are bits here: copies change none of them, and zeros are zeros in every type.

@@ -27,7 +27,8 @@ _FLAGS = ("-std=c++17", "-O3", "--expt-relaxed-constexpr", f"-I{_CSRC}")  # setu
 _STORAGE = {"float32": "float", "bfloat16": "uk::bf16", "float16": "uk::f16"}
 _MANGLED_STORAGE = {"f": "float32", "NS_4bf16E": "bfloat16", "NS_3f16E": "float16"}
 _MANGLED = re.compile(
-    r"_ZN2uk4cuda\d+(?P<name>[a-z_]+)I(?P<storage>f|NS_4bf16E|NS_3f16E)(Li(?P<K>\d)E)?(Li(?P<N>\d)E)?E"
+    r"_ZN2uk4cuda\d+(?P<name>[a-z_]+)I(?P<storage>f|NS_4bf16E|NS_3f16E)(Li(?P<K>\d)E)?(Li(?P<N>\d)E)?"
+    r"(Lb(?P<tma>[01])E)?E"
 )
 _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)([^;]*);")
 Rows = dict[tuple[str, str], "Kernel"]
@@ -51,20 +52,25 @@ def _tool(*arguments: str | Path) -> str:
 
 
 def _text(mangled: str) -> str | None:
-    """``forward float32 5x5 7``: storage, kernel and columns of a tile; ``shrink float32 4``."""
+    """``forward float32 5x5 7``: storage, kernel and columns of a tile, and ``tma`` where it stages
+    the frames; ``shrink float32 4``."""
     found = _MANGLED.match(mangled)
     if found is None:
         return None
     words = [found["name"], _MANGLED_STORAGE[found["storage"]]]
     if found["N"]:
-        words += [f"{found['K']}x{found['K']}", found["N"]]
+        words += [f"{found['K']}x{found['K']}", found["N"], *["tma"] * int(found["tma"])]
     elif found["K"]:
         words.append(found["K"])
     return " ".join(words)
 
 
 def has_tiles(text: str) -> bool:
-    return len(text.split()) == 4
+    return len(text.split()) >= 4
+
+
+def has_tma(text: str) -> bool:
+    return text.endswith(" tma")
 
 
 def has_share(text: str) -> bool:
@@ -81,7 +87,8 @@ def compiled(source: Path, architecture: str, out: Path, *flags: str) -> Rows:
     )
     rows, multiplying = {}, {}
     for mangled, registers, stack, shared, local in usage:
-        if text := _text(mangled):
+        text = _text(mangled)
+        if text and not (has_tma(text) and architecture == "sm_80"):  # which has no code there
             memory = int(shared) + planned(text, architecture)
             rows[architecture, text] = Kernel(int(registers), int(stack) + int(local), memory, None)
             if has_share(text):
@@ -89,6 +96,8 @@ def compiled(source: Path, architecture: str, out: Path, *flags: str) -> Rows:
     if multiplying:
         for part in _tool("-sass", "-fun", ",".join(multiplying), out).split("Function : ")[1:]:
             key = architecture, multiplying[part.split()[0]]
+            if _copies_boxes(part) != has_tma(key[1]):
+                raise SystemExit(f"{key}: expected TMA where it is named, and nowhere else")
             wanted = "HMMA" if key[1].startswith("toeplitz") else "FFMA"
             rows[key] = replace(rows[key], multiply_adds=_share(part, wanted))
     return rows
@@ -96,13 +105,14 @@ def compiled(source: Path, architecture: str, out: Path, *flags: str) -> Rows:
 
 def instantiated(text: str, architecture: str, folder: Path) -> Kernel:
     """One kernel with tiles, compiled alone."""
-    name, storage, kernel, columns = text.split()
+    name, storage, kernel, columns, *_ = text.split()
     arguments = {"forward": "Forward", "weight_gradient": "WeightGradient"}[name]
     source = folder / "one.cu"
     source.write_text(
         '#include "cuda/depthwise_conv_kernel.cuh"\n'
-        f"template __global__ void uk::cuda::{name}<{_STORAGE[storage]}, {kernel[0]}, {columns}>"
-        f"(const {arguments}<{_STORAGE[storage]}>);\n"
+        f"template __global__ void uk::cuda::{name}<{_STORAGE[storage]}, {kernel[0]}, {columns}, "
+        f"{str(has_tma(text)).lower()}>"
+        f"(const __grid_constant__ {arguments}<{_STORAGE[storage]}>);\n"
     )
     return compiled(source, architecture, folder / "one.cubin")[architecture, text]
 
@@ -117,7 +127,7 @@ def planned(text: str, architecture: str) -> int:
             2,
             int(re.sub(r"\D", "", architecture)),
             gradient="weight_gradient" in text,
-            toeplitz=True,
+            by=_extension._introspect.By.products,
         )
         return plan["shared"]
     if not has_tiles(text):
@@ -125,12 +135,14 @@ def planned(text: str, architecture: str) -> int:
         return _extension._introspect.token_select_plan(tokens, 1).get(text.split()[0], 0)
     name, storage, *tile = text.split()
     K, W = int(tile[0][0]), {"7": 56, "5": 40}[tile[1]]
+    by = _extension._introspect.By
     plan = _extension._introspect.depthwise_conv_plan(
         (16, 8, W, W, 64),
         (max(K, 3), K, K),
         4 if storage == "float32" else 2,
         int(re.sub(r"\D", "", architecture)),
         name == "weight_gradient",
+        by.tma if has_tma(text) else by.tiles,
     )
     assert plan["columns"] == int(tile[1])
     return plan["shared"]
@@ -144,6 +156,12 @@ def _share(sass: str, wanted: str) -> float:
     else:  # the compiler may cut the loop's body in two; what surrounds it hardly multiplies
         body = [b for b in blocks if b.count(wanted) > 0.2 * len(b) and len(b) > 40]
     return round(sum(b.count(wanted) for b in body) / sum(map(len, body)), 3)
+
+
+def _copies_boxes(sass: str) -> bool:
+    """Whether a kernel starts tensor copies and awaits the barriers where they arrive."""
+    names = {name for _, name, _ in _INSTRUCTION.findall(sass)}
+    return names >= {"UTMALDG", "SYNCS"}
 
 
 def _blocks(sass: str) -> Iterator[list[str]]:

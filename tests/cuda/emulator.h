@@ -39,5 +39,7 @@ struct Result {
 
 // A request about tokens: emulator_tokens.cpp.
 void run_tokens(int64_t operation, int64_t size);
+// A request for tensor copies: emulator_copies.cpp.
+void run_copies();
 
 }  // namespace uk::shim

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 import shutil
 import struct
 import subprocess
 import sysconfig
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -28,6 +29,8 @@ SANITIZED = ("-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 _SIZES = {torch.float32: 4, torch.bfloat16: 2, torch.float16: -2}
 _OPERATIONS = {"forward": 0, "weight_gradient": 1, "moments": 2, "moments_backward": 3}
 _TOKENS = {"shrink": 4, "shrink_backward": 5, "recover": 6, "recover_backward": 7}
+_COPIES = 8
+_FAULTS = re.findall(r"k([A-Z]\w+),$", (_HERE / "emulator_copies.cpp").read_text(), re.MULTILINE)
 _KERNELS = ["tiles", "toeplitz", "tma", "general"]
 # Of a block, in bytes; under 75 what is too little for most kernels.
 _SHARED = {75: 24 * 1024, 80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024}
@@ -166,6 +169,33 @@ class Emulator:
         for t in rows:
             numbers += [0] * 3 if t is None else [t.stride(0), t.stride(1), t.storage_offset()]
         return self._call([*numbers, *map(len, storages)], storages)
+
+    def tensor_copies(
+        self,
+        x: Tensor,
+        box: Sequence[int],
+        start: Sequence[int],
+        steps: int = 1,
+        fault: str = "None",
+    ) -> Tensor:
+        """Boxes of a map ``[B, T, H, W, C]``, one frame after another ``[steps, *box]``.
+
+        Box and start are given as the map is, from samples to channels; ``fault`` is one of
+        ``emulator_copies.cpp``.
+        """
+        out = self._call(
+            [
+                *(_COPIES, 0, _FAULTS.index(fault), steps, x.element_size()),
+                *box[::-1],
+                *x.shape,
+                *start[::-1],
+                *x.stride(),
+                x.storage_offset() * x.element_size(),
+                len(storage := _storage(x)),
+            ],
+            [storage],
+        )
+        return torch.frombuffer(out, dtype=x.dtype).view(steps, *box)
 
     def _call(self, numbers: list[int], storages: list[bytes]) -> bytearray:
         request = struct.pack(f"{len(numbers)}q", *map(int, numbers)) + b"".join(storages)

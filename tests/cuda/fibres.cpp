@@ -42,6 +42,7 @@ struct Fibre {
   int line = 0;
   void (*operation)(void* const (&lanes)[kLanes]) = nullptr;  // its warp's
   void* own = nullptr;
+  const void* awaited = nullptr;  // a barrier of tensor copies
   std::function<bool()> ready;
   std::function<std::string()> what;  // it waits for
 };
@@ -123,19 +124,21 @@ void run_warp(int first, int lanes) {
   }
 }
 
-// Whether a thread is ready that waits, or becomes so by a copy.
+// Whether threads wait; some of them are ready then, if need be by a copy.
 bool wake(int threads) {
-  const Fibre* waiting = nullptr;
-  bool woken = false;
+  std::vector<Fibre*> waiting;
+  bool ready = false;
   for (int i = 0; i < threads; ++i) {
     if (fibres[i].stop != Stop::wait) continue;
-    waiting = &fibres[i];
+    waiting.push_back(&fibres[i]);
     if (!fibres[i].ready()) continue;
     fibres[i].stop = Stop::none;
-    woken = true;
+    ready = true;
   }
-  if (waiting != nullptr && !woken && !land_copy()) fail("all threads wait: " + waiting->what());
-  return waiting != nullptr;
+  if (ready || waiting.empty()) return ready;
+  for (const Fibre* fibre : waiting)
+    if (land_copy(fibre->awaited)) return true;
+  fail("all threads wait: " + waiting[0]->what());
 }
 
 void run_block(int threads) {
@@ -200,9 +203,10 @@ void exchange(void (*operation)(void* const (&lanes)[kLanes]), void* own) {
   leave(false);
 }
 
-void wait(std::function<bool()> ready, std::function<std::string()> what) {
+void wait(const void* barrier, std::function<bool()> ready, std::function<std::string()> what) {
   if (ready()) return;
   current->stop = Stop::wait;
+  current->awaited = barrier;
   current->ready = std::move(ready);
   current->what = std::move(what);
   leave(false);

@@ -10,11 +10,12 @@ namespace uk::shim {
 bool reversed();
 int shared_size();  // bytes of the block's memory
 
-// This thread waits until it is ready; `what` it waits for is told if that never comes.
-void wait(std::function<bool()> ready, std::function<std::string()> what);
+// This thread waits at a barrier of tensor copies until it is ready; `what` it waits for is told if
+// that never comes.
+void wait(const void* barrier, std::function<bool()> ready, std::function<std::string()> what);
 
-// Completes a tensor copy; false if none is under way.
-bool land_copy();
+// Completes a tensor copy that is to arrive at a barrier; false if none is under way.
+bool land_copy(const void* barrier);
 // None may be under way any more.
 void end_copies();
 

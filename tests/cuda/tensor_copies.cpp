@@ -1,9 +1,9 @@
 // Copies of boxes by TMA, and the barriers in shared memory at which they arrive.
 //
 // What a copy is to write is NaN from its start to its arrival, and a sanitizer lets no thread touch
-// it.  Copies arrive as late as they can, when all threads wait, the last one first; in the reversed
-// order of threads as early as they can, at once.  So a thread that does not await them, or not the
-// right phase, meets NaN, and one that starts them too early takes from others what they need.
+// it.  Copies arrive as late as they can, when all threads wait and one of them for this; in the
+// reversed order of threads as early as they can, at once.  So a thread that does not await them, or
+// not the right phase, meets NaN, and one that starts them too early takes from others what they need.
 
 #include <map>
 #include <string>
@@ -119,10 +119,12 @@ void land(const BoxCopy& copy) {
 
 }  // namespace
 
-bool land_copy() {
-  if (under_way.empty()) return false;
-  const BoxCopy copy = under_way.back();
-  under_way.pop_back();
+bool land_copy(const void* barrier) {
+  const auto found = std::find_if(under_way.begin(), under_way.end(),
+                                  [&](const BoxCopy& copy) { return copy.barrier == barrier; });
+  if (found == under_way.end()) return false;
+  const BoxCopy copy = *found;
+  under_way.erase(found);
   land(copy);
   return true;
 }
@@ -197,7 +199,7 @@ void await_phase(Barrier* barrier, int parity, const char* file, int line) {
            std::to_string(phase.number) + " of the barrier " + name_of(barrier) + ", which lacks " +
            std::to_string(phase.pending) + " arrivals and " + std::to_string(phase.bytes) + " bytes";
   };
-  wait([&phase, parity] { return phase.number % 2 != parity; }, what);
+  wait(barrier, [&phase, parity] { return phase.number % 2 != parity; }, what);
 }
 
 void copy_box(void* to, const TensorMap& map, int c, int w, int h, int t, int b, Barrier* barrier) {
@@ -217,7 +219,7 @@ void copy_box(void* to, const TensorMap& map, int c, int w, int h, int t, int b,
   set_fenced(copy);
   ASAN_POISON_MEMORY_REGION(to, copy.bytes);
   under_way.push_back(copy);
-  if (reversed()) land_copy();
+  if (reversed()) land_copy(barrier);
 }
 
 }  // namespace uk::cuda

@@ -201,19 +201,19 @@ def test_no_barrier_may_be_missing(emulator, barrier) -> None:
     [
         ("h = place.h - K / 2;", "h = place.h - K / 2 + 1;"),
         ("w = place.w - K / 2;", "w = place.w - K / 2 - 1;"),
-        ("await_copies<kAhead - 1>();", "await_copies<kAhead>();"),
+        ("await_copies<AHEAD - 1>();", "await_copies<AHEAD>();"),
     ],
     ids=["row", "column", "await"],
 )
 def test_wrong_sources_are_noticed(emulator, before, after, tmp_path: Path) -> None:
     """A halo that is off by one, a copy that is not awaited."""
-    file, compiled = "depthwise_conv_kernel.cuh", "depthwise_conv_kernel.float"
+    file, compiled = "staging.cuh", "depthwise_conv_kernel.float"
     assert notices_change(checked, emulator, tmp_path, file, before, after, compiled=compiled)
 
 
 def test_reading_beside_the_map_is_noticed(sanitized, tmp_path: Path) -> None:
     before, after = "(h + row) < sizes.H", "(h + row) <= sizes.H"
-    sources = changed(tmp_path / "csrc", "depthwise_conv_kernel.cuh", before, after)
+    sources = changed(tmp_path / "csrc", "staging.cuh", before, after)
     beyond = build(tmp_path / "build", SANITIZED, sources, sanitized, "depthwise_conv_kernel.float")
     with pytest.raises(EmulationError, match="heap-buffer-overflow"):
         beyond.forward(draw(1, 1, 5, 5, 8), draw(8, 1, 3, 3, 3))

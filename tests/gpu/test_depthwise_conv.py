@@ -1,15 +1,18 @@
 """Depthwise convolutions on both of a GPU's backends: models' shapes, edges, layouts, moments.
 
-``products`` is ``cuda`` as if its matrix products had been measured to be faster everywhere.
+``products`` and ``tma`` are ``cuda`` as if its matrix products, or TMA, had been measured to be faster
+everywhere.
 """
 
 from __future__ import annotations
 
+import re
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 import uniformer_kernels as uk
 from tests.contract import check, draw, evaluate
@@ -33,7 +36,7 @@ CALLS = [  # shape, kernel
 ]
 
 
-@pytest.fixture(autouse=True, params=["cuda", "products", "triton"])
+@pytest.fixture(autouse=True, params=["cuda", "products", "tma", "triton"])
 def path(request, monkeypatch):
     backend = "triton" if request.param == "triton" else "cuda"
     if backend == "cuda" and (reason := cuda.declines(torch.empty(0, device="cuda"))):
@@ -41,7 +44,11 @@ def path(request, monkeypatch):
     if request.param == "products":
         if request.node.callspec.params.get("dtype") == torch.float32:
             pytest.skip("has none in float32")
-        monkeypatch.setattr(cuda, "_is_faster", lambda *_: True)
+        monkeypatch.setattr(cuda, "_is_faster", lambda _, row, __: row.startswith(cuda.TOEPLITZ))
+    if request.param == "tma":
+        if not cuda.has_tma(torch.device("cuda")):
+            pytest.skip("has no TMA")
+        monkeypatch.setattr(cuda, "_is_faster", lambda _, row, __: row.startswith(cuda.TMA))
     with torch.backends.cudnn.flags(allow_tf32=False), uk.use_backend(backend):
         yield request.param
 
@@ -102,9 +109,29 @@ def test_values_in_any_layout(layout) -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("shape", "kernel"), CALLS[:6], ids=str)
+def test_tma_stages_the_models_frames(shape, kernel, dtype, path) -> None:
+    """In every kernel of the convolution and its gradients, and the sums are the same."""
+    if path != "tma":
+        pytest.skip("has another kernel")
+    inputs, dy = inputs_of(shape, kernel, dtype), draw(*shape, dtype=dtype)
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+        got = evaluate(uk.depthwise_conv3d, inputs, upstream=lambda _: dy)
+    names = [event.name for event in trace.events() if "uk::cuda::" in event.name]
+    staged = [name for name in names if re.search(r"(forward|weight_gradient)<.*true>", name)]
+    assert len(staged) == 3, names
+    x, weight, bias = inputs.values()
+    ops = torch.ops.uniformer_kernels
+    y = ops.depthwise_conv3d(x, weight, bias, False)
+    dx, dw, db = ops.depthwise_conv3d_backward(dy.cuda(), x, weight, False, True, True)
+    for name, want in {"output": y, "x": dx, "weight": dw, "bias": db}.items():
+        assert torch.equal(got[name], want), name
+
+
 @any_layout
 def test_same_bits_in_any_layout(layout, path) -> None:
-    if path != "cuda":
+    if path not in ("cuda", "tma"):
         pytest.skip("has another kernel for it")
     inputs = inputs_of((2, 4, 9, 10, 64), (5, 5, 5), torch.bfloat16)
     dy = draw(2, 4, 9, 10, 64)

@@ -42,6 +42,10 @@ _ARGUMENTS: dict[str, Any] = {
         [0, 0, 0],
     ),
     "depthwise_conv3d": lambda: (draw(2, 3, 5, 6, 4), draw(4, 1, 3, 3, 3), draw(4), True),
+    "depthwise_conv3d_tma": lambda: (draw(2, 3, 5, 6, 4), draw(4, 1, 3, 3, 3), draw(4), False),
+    "depthwise_conv3d_tma_with_moments": lambda: (
+        *(draw(2, 3, 5, 6, 4), draw(4, 1, 3, 3, 3), None, True, draw(4)),
+    ),
     "depthwise_conv3d_toeplitz": lambda: (draw(2, 3, 5, 6, 4), draw(4, 1, 5, 5, 5), None, True),
     "depthwise_conv3d_toeplitz_with_moments": lambda: (
         *(draw(2, 3, 5, 6, 4), draw(4, 1, 5, 5, 5), draw(4), True, None),

@@ -15,7 +15,7 @@ from ..kernels import kernels, register_fake
 from ..once import once_differentiable
 from .batch_norm import moments
 
-_NAME = "depthwise_conv3d"
+_NAME = cuda.CONVOLUTION
 _WITH_MOMENTS = f"{_NAME}_with_moments"
 _BACKWARD = f"{_NAME}_backward"
 _MAX_KERNEL = 7
@@ -121,15 +121,15 @@ def _kernel(
 def _convolve(
     backend: str, x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool
 ) -> Tensor:
-    return _faster(backend, _NAME, x, weight)(x, weight, bias, residual)
+    return _fastest(backend, _NAME, x, weight)(x, weight, bias, residual)
 
 
-def _faster(
-    backend: str, name: str, x: Tensor, weight: Tensor, row: str = cuda.TOEPLITZ
+def _fastest(
+    backend: str, name: str, x: Tensor, weight: Tensor, suffix: str = ""
 ) -> Callable[..., Any]:
-    """A backend's kernel, or its twin by matrix products where the tuning table has that row."""
-    if backend == "cuda" and cuda.prefers_products(x, weight, row):
-        name = name.replace(_NAME, cuda.TOEPLITZ)
+    """A backend's kernel, or the twin of it that the tuning table has a row of."""
+    if backend == "cuda":
+        name = name.replace(_NAME, cuda.fastest(x, weight, suffix))
     return getattr(kernels(backend), name)
 
 
@@ -143,8 +143,8 @@ def _gradients(
     want_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of x, weight and bias; the first is a convolution, and as fast as one."""
-    of_input = _faster(backend, _BACKWARD, x, weight)
-    of_weight = _faster(backend, _BACKWARD, x, weight, cuda.TOEPLITZ_BACKWARD)
+    of_input = _fastest(backend, _BACKWARD, x, weight)
+    of_weight = _fastest(backend, _BACKWARD, x, weight, "_backward")
     if of_input == of_weight or not (want_input and want_weight):
         both = of_input if want_input else of_weight
         return both(dy, x, weight, residual, want_input, want_weight)
@@ -161,7 +161,7 @@ def _compute_with_moments(
     shift: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     if backend != "cpu":
-        return _faster(backend, _WITH_MOMENTS, x, weight)(x, weight, bias, residual, shift)
+        return _fastest(backend, _WITH_MOMENTS, x, weight)(x, weight, bias, residual, shift)
     y = kernels(backend).depthwise_conv3d(x, weight, bias, residual)
     return y, kernels(backend).moments(y.view(-1, y.shape[4]), shift)
 
@@ -196,12 +196,14 @@ def _triton_declines(x: Tensor, *_: Any, **__: Any) -> str | None:
 
 @register_fake(_NAME)
 @register_fake(cuda.TOEPLITZ)
+@register_fake(cuda.TMA)
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> Tensor:
     return x.new_empty(x.shape)
 
 
 @register_fake(_WITH_MOMENTS)
 @register_fake(f"{cuda.TOEPLITZ}_with_moments")
+@register_fake(f"{cuda.TMA}_with_moments")
 def _fake_with_moments(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool, shift: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -209,7 +211,8 @@ def _fake_with_moments(
 
 
 @register_fake(_BACKWARD)
-@register_fake(cuda.TOEPLITZ_BACKWARD)
+@register_fake(f"{cuda.TOEPLITZ}_backward")
+@register_fake(f"{cuda.TMA}_backward")
 def _fake_backward(
     dy: Tensor, x: Tensor, weight: Tensor, residual: bool, want_input: bool, want_weight: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
