@@ -19,9 +19,10 @@ ARCHITECTURES: tuple[str, ...] = tuple(_extension.manifest().get("cuda_architect
 CONVOLUTION = "depthwise_conv3d"
 TOEPLITZ, TMA = f"{CONVOLUTION}_toeplitz", f"{CONVOLUTION}_tma"
 TWINS = (TOEPLITZ, TMA)
-"""Kernels that convolve another way: as matrix products, or with frames staged by TMA. Rows of the
-tuning table by these names say where the convolution, so its input gradient, is faster that way, and
-rows with ``_backward`` behind them where its weight gradient is: none until a GPU has measured it."""
+"""Kernels that convolve another way: as matrix products, or with frames staged by TMA. Rows of
+the tuning table by these names say where the convolution, so its input gradient, is faster that
+way, and rows with ``_backward`` behind where its weight gradient is: none until a GPU has measured
+it."""
 CONVOLUTIONS, TOKENS = "cuda_depthwise_conv3d", "cuda_tokens"
 """Rows that say where all kernels here of such a call are faster than Triton's."""
 
@@ -70,7 +71,7 @@ def token_class(x: Tensor) -> str:
 
 
 def fastest(x: Tensor, weight: Tensor, suffix: str = "") -> str:
-    """The kernels measured to be the fastest of a convolution: the first of ``TWINS`` with a row."""
+    """The kernels that are measured to be the fastest of a convolution."""
     for twin in TWINS:
         if allows(twin, x, weight) and _is_faster(
             x.device, twin + suffix, convolution_class(x, weight)

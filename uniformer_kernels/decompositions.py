@@ -68,9 +68,7 @@ def _depthwise_conv3d_toeplitz(
 
 
 @_decomposes
-def _depthwise_conv3d_tma(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool
-) -> Tensor:
+def _depthwise_conv3d_tma(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> Tensor:
     return reference.depthwise_conv3d(x, weight, bias, residual=residual)
 
 

@@ -93,7 +93,7 @@ def tune(
 def twins(
     calls: Iterable[Call], device: torch.device, time: Timer
 ) -> dict[str, dict[str, tuning.Options]]:
-    """The convolutions and weight gradients that other CUDA kernels do faster: the fastest of them."""
+    """Where another CUDA kernel is the fastest for a convolution or its weight gradient."""
     rows: dict[str, dict[str, tuning.Options]] = {}
     for name, args in calls:
         if name not in (cuda.CONVOLUTION, f"{cuda.CONVOLUTION}_backward"):

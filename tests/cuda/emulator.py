@@ -252,7 +252,15 @@ def build(
     folder.mkdir(parents=True, exist_ok=True)
     command = [
         *shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"),
-        *("-std=c++17", "-O1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-clobbered", "-Wno-psabi"),
+        *(
+            "-std=c++17",
+            "-O1",
+            "-Wall",
+            "-Wextra",
+            "-Wno-unknown-pragmas",
+            "-Wno-clobbered",
+            "-Wno-psabi",
+        ),
         *(f"-I{sources}", f"-I{_HERE}", *flags),
     ]
 

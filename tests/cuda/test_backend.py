@@ -135,17 +135,17 @@ def test_serves_where_triton_is_missing(monkeypatch) -> None:
         assert "cuda       serves this call" in uk.explain("token_shrink", tokens, importance, 3)
 
 
-def test_matrix_products_serve_where_they_are_faster(monkeypatch) -> None:
+@pytest.mark.parametrize("twin", cuda.TWINS)
+def test_twins_serve_where_they_are_faster(twin, monkeypatch) -> None:
     class Called(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             names.append(str(function))
             return function(*args, **(kwargs or {}))
 
-    faster = {"faster": True}
-    rows = {
-        cuda.TOEPLITZ: {"k5 2x3x3 C8": faster, "k5 2x3x3 C24": faster},
-        cuda.TOEPLITZ_BACKWARD: {"k5 2x3x3 C8": faster, "k5 2x3x3 C32": faster},
-    }
+    def rows_of(*channels: int) -> dict[str, dict[str, bool]]:
+        return {f"k5x5x5 2x3x3 C{C} 16 bits": {"faster": True} for C in channels}
+
+    rows = {twin: rows_of(8, 24), f"{twin}_backward": rows_of(8, 32)}
     monkeypatch.setattr(tuning, "_table", lambda: {"sm_90": rows})
     names: list[str] = []
 
@@ -161,44 +161,55 @@ def test_matrix_products_serve_where_they_are_faster(monkeypatch) -> None:
         return [name.split(".")[1] for name in names if name.startswith("uniformer_kernels")]
 
     plain = ["depthwise_conv3d", "depthwise_conv3d_with_moments", "depthwise_conv3d_backward"]
-    products = [name.replace("conv3d", "conv3d_toeplitz") for name in plain]
-    forwards, backwards = products[:2], [products[2], plain[2]]
+    twins = [name.replace(cuda.CONVOLUTION, twin) for name in plain]
+    forwards, backwards = twins[:2], [twins[2], plain[2]]
     with tuning.assuming("sm_90"), FakeTensorMode(), Called():
-        assert called(8, torch.bfloat16, True, True) == products
+        assert called(8, torch.bfloat16, True, True) == twins
         assert called(16, torch.bfloat16, True, True) == plain
         assert called(8, torch.float, True, True) == plain
         assert called(24, torch.bfloat16, True, True) == [*forwards, *backwards]
-        assert called(24, torch.bfloat16, True, False) == products
+        assert called(24, torch.bfloat16, True, False) == twins
         assert called(24, torch.half, False, True) == [*forwards, plain[2]]
         assert called(32, torch.half, True, True) == [*plain[:2], *backwards[::-1]]
-        assert called(32, torch.half, False, True) == [*plain[:2], products[2]]
+        assert called(32, torch.half, False, True) == [*plain[:2], twins[2]]
 
 
-def test_the_tuner_takes_matrix_products_that_are_faster_and_right(monkeypatch) -> None:
+def test_the_tuner_takes_the_fastest_twin_that_is_right(monkeypatch) -> None:
     tune = pytest.importorskip("uniformer_kernels.tune")
     x, weight = (torch.empty(s, dtype=torch.half) for s in ((1, 2, 3, 3, 8), (8, 1, 5, 5, 5)))
-    forward, backward = "depthwise_conv3d", "depthwise_conv3d_backward"
     calls = {
-        cuda.TOEPLITZ: (forward, (x, weight, None, False)),
-        cuda.TOEPLITZ_BACKWARD: (backward, (x, x, weight, False, True, True)),
+        "": (cuda.CONVOLUTION, (x, weight, None, False)),
+        "_backward": (f"{cuda.CONVOLUTION}_backward", (x, x, weight, False, True, True)),
     }
+    faster = {"k5x5x5 2x3x3 C8 16 bits": {"faster": True}}
     asked: list[tuple[bool, ...]] = []
 
-    def kernel(value: float, *args: object) -> torch.Tensor:
+    def kernel(twin: str, result: float, *args: object) -> torch.Tensor:
         asked.append(args[4:])
-        return torch.full((2,), value)
+        return torch.full((2,), result)
 
     monkeypatch.setattr(cuda, "declines", lambda *_: None)
-    for right, products, faster in ((True, 0.5, True), (True, 0.99, False), (False, 0.5, False)):
-        results = dict.fromkeys((forward, backward), 1.0)
-        results |= dict.fromkeys(calls, 1.0 if right else 2.0)
-        kernels = {name: partial(kernel, value) for name, value in results.items()}
-        monkeypatch.setattr(tune, "kernels", lambda _, kernels=kernels: SimpleNamespace(**kernels))
-        for twin, call in calls.items():
-            times = iter((1.0, products))
-            linear = ("linear", (x, weight))
-            found = tune.products([call, linear], x.device, lambda _, times=times: next(times))
-            assert found == ({twin: {"k5 2x3x3 C8": {"faster": True}}} if faster else {})
+    for architecture, wrong, products, tma, best in (
+        ("sm_90", "", 0.5, 0.6, cuda.TOEPLITZ),
+        ("sm_90", "", 0.6, 0.5, cuda.TMA),
+        ("sm_80", "", 0.6, 0.5, cuda.TOEPLITZ),  # which has no TMA
+        ("sm_90", "", 0.99, 0.98, None),
+        ("sm_90", cuda.TOEPLITZ, 0.5, 0.6, cuda.TMA),
+    ):
+        times = {cuda.CONVOLUTION: 1.0, cuda.TOEPLITZ: products, cuda.TMA: tma}
+        for suffix, call in calls.items():
+            kernels = {
+                f"{twin}{suffix}": partial(kernel, twin, 2.0 if twin == wrong else 1.0)
+                for twin in times
+            }
+            monkeypatch.setattr(tune, "kernels", lambda _, of=kernels: SimpleNamespace(**of))
+            with tuning.assuming(architecture):
+                found = tune.twins(
+                    [call, ("linear", (x, weight))],
+                    x.device,
+                    lambda call, times=times: times[call.args[0]],
+                )
+            assert found == ({f"{best}{suffix}": faster} if best else {})
     assert set(asked) == {(), (False, True)}  # the input's gradient is a convolution
 
 
@@ -206,16 +217,34 @@ def test_the_table_is_read_as_it_was_written(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(tuning, "TABLE", tmp_path / "tuning.json")
     tuning.TABLE.write_text("{}")
     tuning._table.cache_clear()
-    row = {"k5 2x3x3 C8": {"faster": True}}
+    row = {"k5x5x5 2x3x3 C8 16 bits": {"faster": True}}
     try:
-        tuning.rewrite("sm_90", {cuda.TOEPLITZ_BACKWARD: row})
+        tuning.rewrite("sm_90", {f"{cuda.TOEPLITZ}_backward": row, cuda.TMA: row})
         with tuning.assuming("sm_90"):
             x = torch.empty(1, 2, 3, 3, 8, dtype=torch.half)
             weight = torch.empty(8, 1, 5, 5, 5, dtype=torch.half)
-            assert cuda.prefers_products(x, weight, cuda.TOEPLITZ_BACKWARD)
-            assert not cuda.prefers_products(x, weight)
+            assert cuda.fastest(x, weight, "_backward") == cuda.TOEPLITZ
+            assert cuda.fastest(x, weight) == cuda.TMA
     finally:
         tuning._table.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "dtype", "twins"),
+    [
+        ((8, 56, 56, 64), (5, 5, 5), torch.bfloat16, cuda.TWINS),
+        ((8, 56, 56, 64), (5, 5, 5), torch.float32, (cuda.TMA,)),
+        ((8, 56, 56, 64), (3, 3, 3), torch.half, (cuda.TMA,)),
+        ((8, 14, 14, 768), (3, 1, 1), torch.half, (cuda.TMA,)),
+        ((2, 5, 6, 12), (3, 3, 3), torch.half, ()),  # not 16 bytes
+        ((2, 5, 6, 16), (3, 5, 7), torch.half, ()),  # no tiles
+        ((2, 5, 6, 16), (3, 7, 7), torch.half, ()),
+    ],
+    ids=str,
+)
+def test_twins_that_are_tried(shape, kernel, dtype, twins) -> None:
+    x, weight = torch.empty(1, *shape, dtype=dtype), torch.empty(shape[-1], 1, *kernel, dtype=dtype)
+    assert tuple(twin for twin in cuda.TWINS if cuda.allows(twin, x, weight)) == twins
 
 
 @built

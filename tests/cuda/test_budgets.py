@@ -48,7 +48,7 @@ def test_budgets_hold_their_limits() -> None:
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
-@pytest.mark.parametrize("text", ["forward bfloat16 5x5 7", "weight_gradient float32 3x3 5"])
+@pytest.mark.parametrize("text", ["forward bfloat16 5x5 7 tma", "weight_gradient float32 3x3 5"])
 def test_a_kernel_stays_within_its_budget(text, tmp_path) -> None:
     """Another compiler may need another number of registers, yet has to keep the limits."""
     pytest.importorskip("triton")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -67,12 +69,16 @@ def test_the_tests_it_runs_are_there() -> None:
     """Under the sanitizer those of the CUDA kernels, and no others."""
     command = suite.COMMANDS["races"]
     assert command[1:5] == ["--tool", "racecheck", "--kernel-name", "kns=_ZN2uk4cuda"]
-    options = ["--collect-only", "-qq", "-o", "addopts=", "-p", "no:cacheprovider"]
+    options = ["--collect-only", "-q", "-o", "addopts=", "-p", "no:cacheprovider"]
     collect = [*command[command.index(sys.executable) :], *options]
     done = subprocess.run(collect, capture_output=True, text=True, check=True, cwd=suite.ROOT)
-    counts = dict(line.split(": ") for line in done.stdout.splitlines() if ": " in line)
+    tests = [line for line in done.stdout.splitlines() if "::" in line]
+    counts = Counter(test.split("::")[0] for test in tests)
     assert set(counts) == {"tests/gpu/test_depthwise_conv.py", "tests/gpu/test_tokens.py"}
-    assert all(int(count) >= 15 for count in counts.values())
+    assert all(count >= 15 for count in counts.values())
+    ways = Counter(re.split(r"[\[-]", test)[1] for test in tests)
+    assert all(ways[way] >= 15 for way in ("cuda", "products", "tma"))
+    assert not ways["triton"]
 
 
 @built
@@ -88,9 +94,10 @@ def test_every_depthwise_rival_runs(monkeypatch) -> None:
                     names.add(name)
         inputs = partial(torch.randn, device="cuda", dtype=torch.bfloat16)
         tensors = [inputs(1, 2, 3, 3, 8), inputs(8, 1, 5, 5, 5), inputs(8)]
-        y, (dx, dw, db) = operators.matrix_products(lambda: tensors, True)()()
-        assert [t.shape for t in (y, dx, dw, db)] == [t.shape for t in (tensors[0], *tensors)]
-    assert names == {"ours", "CUDA C++", "CUDA C++, tensor cores"}
+        for twin in cuda.TWINS:
+            y, (dx, dw, db) = operators.twin(twin, lambda: tensors, True)()()
+            assert [t.shape for t in (y, dx, dw, db)] == [t.shape for t in (tensors[0], *tensors)]
+    assert names == {"ours", "CUDA C++", "CUDA C++, TMA", "CUDA C++, tensor cores"}
 
 
 def test_winners(monkeypatch) -> None:
@@ -109,11 +116,13 @@ def test_winners(monkeypatch) -> None:
         slow = "triton" in timed[-1] or "token_recover_backward" in timed[-1]
         return 1.0 if slow else 0.5
 
-    rows = tune.rivals(calls, torch.device("meta"), time)
+    with tuning.assuming("sm_90"):
+        rows = tune.rivals(calls, torch.device("meta"), time)
     assert set(rows) == {cuda.CONVOLUTIONS}  # of the tokens' kernels one is slower
     assert rows[cuda.CONVOLUTIONS]["k5x5x5 8x56x56 C64 16 bits"] == {"faster": True}
     assert "k3x3x3 8x14x14 C320 16 bits" in rows[cuda.CONVOLUTIONS]
     assert any("toeplitz_backward" in name for name in timed)
+    assert any("tma_backward" in name for name in timed)
 
 
 @built

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from math import prod
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -139,7 +142,7 @@ def plan_products(shape, frames, architecture, *, gradient) -> dict[str, int]:
     """What both have in common holds of it."""
     B, T, H, W, C = shape
     p = _introspect.depthwise_conv_plan(
-        shape, (frames, 5, 5), 2, architecture, gradient=gradient, toeplitz=True
+        shape, (frames, 5, 5), 2, architecture, gradient=gradient, by=_introspect.By.products
     )
     if not p["toeplitz"]:  # another kernel serves
         assert not gradient
@@ -188,6 +191,88 @@ def test_weight_gradients_as_matrix_products(shape, frames, architecture) -> Non
     frames_of_x = min(T, p["frames"] + frames - 1)
     staged = p["channels"] * (frames_of_x * inner + p["frames"] * outer)
     assert max(staged, p["channels"] * 16 * 64 * 4) <= p["shared"] <= p["shared_limit"]
+
+
+@many
+@every_plan
+def test_boxes_of_tma(shape, kernel, size, architecture, gradient) -> None:
+    """The same blocks and the same room as when threads stage the frames, and the barriers'."""
+    threads = plan(shape, kernel, size, architecture, gradient)
+    p = _introspect.depthwise_conv_plan(
+        shape, kernel, size, architecture, gradient, _introspect.By.tma
+    )
+    added = {"tma": p["tma"], "box": p.pop("box", None), "outer_box": p.pop("outer_box", None)}
+    if not p["tma"]:
+        assert p == threads
+        assert not p["tiled"] or threads["shared"] + 24 > threads["shared_limit"]
+        return
+    barriers = 8 * (2 if gradient else 3)
+    assert p == threads | {"tma": True, "shared": threads["shared"] + barriers}
+    assert p["shared"] <= p["shared_limit"]
+    assert threads["shared"] % 8 == 0  # where barriers begin
+    for box, K in ((added["box"], kernel[1]), (added["outer_box"], 1)):
+        channels, columns, rows, *one = box
+        assert one == [1, 1]
+        assert channels >= p["channels"]
+        assert channels * size in (64, 128)  # a warp reads whole positions: no bank conflicts
+        assert columns >= p["tiles_across"] * p["columns"] + K - 1
+        assert rows == p["tiles_down"] * p["rows"] + K - 1
+        assert max(box) <= 256
+        assert channels * columns * rows * size < 2**20  # what a barrier counts
+        assert channels * columns * (2 * p["rows"] + K - 1) * size % 128 == 0  # slots
+
+
+positive = st.one_of(st.integers(1, 5), st.integers(1, 3000))
+
+
+@st.composite
+def maps(draw) -> tuple[list[int], list[int], int]:
+    """Shape, strides in elements and their size: dense, a part of a larger map, or anything."""
+    size, shape = draw(st.sampled_from([2, 4])), [draw(positive) for _ in range(5)]
+    kind = draw(st.sampled_from(["dense", "part", "swapped", "any"]))
+    if kind == "any":
+        return shape, [draw(st.integers(0, 2**42)) for _ in range(4)] + [1], size
+    strides, room = [1], shape[4]
+    if kind == "part":
+        room += draw(st.integers(0, 64))
+    for length in shape[:0:-1]:
+        strides.insert(0, strides[0] * (room if len(strides) == 1 else length))
+    if kind == "swapped":
+        i, j = draw(st.sampled_from([(0, 1), (1, 2), (2, 3)]))
+        strides[i], strides[j] = strides[j], strides[i]
+    return shape, strides, size
+
+
+@many
+@given(map_=maps(), base=st.sampled_from([2**40, 2**40 + 8, 2**40 + 16]))
+@example(([1, 8, 56, 56, 64], [0, 56 * 56 * 64, 56 * 64, 64, 1], 2), 2**40)  # one sample
+def test_maps_that_tma_takes(map_, base) -> None:
+    """All the driver asks for; dense maps of whole vectors have it."""
+    shape, strides, size = map_
+    m = _introspect.tensor_boxes(base, size, [64 // size, 18, 12, 1, 1], shape, strides)
+    assert m["extent"] == shape[::-1]
+    inner_first = [s * size for s in strides[3::-1]]
+    for found, want, length in zip(m["stride"], inner_first, shape[3::-1], strict=True):
+        assert found == want or length == 1  # of which there is no other
+    steps = [16, *m["stride"]]
+    right = (
+        base % 16 == 0
+        and all(0 < s < 2**40 for s in m["stride"])
+        and all(outer % inner == 0 for inner, outer in pairwise(steps))
+    )
+    assert m["fits"] == right
+    dense = [prod(shape[i + 1 :]) for i in range(5)]
+    if strides == dense and base % 16 == 0 and shape[4] * size % 16 == 0 and dense[0] < 2**38:
+        assert m["fits"]
+
+
+@pytest.mark.parametrize("axis", range(5))
+def test_maps_that_are_too_long_for_tma(axis) -> None:
+    shape = [2] * 4 + [64]
+    for length, fits in ((2**31 - 1, True), (2**31, False), (0, False)):
+        long = [*shape[:axis], length, *shape[axis + 1 :]]
+        m = _introspect.tensor_boxes(0, 2, [64, 3, 3, 1, 1], long, [2**9, 2**8, 2**7, 2**6, 1])
+        assert m["fits"] == fits
 
 
 @many

@@ -52,8 +52,10 @@ def test_the_same_bits(emulator, dtype) -> None:
     for kernel in ((3, 3, 3), (5, 5, 5)):
         weight = draw(24, 1, *kernel, dtype=dtype)
         one, other = (
-            [*emulator.forward(x, weight, moments=True, by=by)]
-            + [*emulator.weight_gradient(dy, x, weight, by=by)]
+            [
+                *emulator.forward(x, weight, moments=True, by=by),
+                *emulator.weight_gradient(dy, x, weight, by=by),
+            ]
             for by in ("tiles", "tma")
         )
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
@@ -106,7 +108,7 @@ def test_boxes(emulator, dtype) -> None:
                 for axis, (first, length) in enumerate(zip(at, box, strict=True)):
                     index = torch.arange(first, first + length) + (16 if axis == 4 else 3)
                     size = padded.shape[axis]
-                    index = index.where((0 <= index) & (index < size), 0)  # where there are zeros
+                    index = index.where((index >= 0) & (index < size), 0)  # where there are zeros
                     want = want.index_select(axis, index)
                 assert torch.equal(one, want)
 
@@ -125,7 +127,7 @@ def test_copies_that_are_right(emulator, sanitized) -> None:
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("NoCopy", r"all threads wait: .*emulator_copies.cpp:\d+, for phase 0 of the barrier at byte 8"),
+        ("NoCopy", r"all threads wait: .*copies.cpp:\d+, for phase 0 of the barrier at byte 8"),
         ("NoCopy", "lacks 0 arrivals and 288 bytes"),
         ("OtherParity", "two copies under way to the same place"),
         ("NoExpectation", "two copies under way to the same place"),

@@ -1,7 +1,7 @@
 """Depthwise convolutions on both of a GPU's backends: models' shapes, edges, layouts, moments.
 
-``products`` and ``tma`` are ``cuda`` as if its matrix products, or TMA, had been measured to be faster
-everywhere.
+``products`` and ``tma`` are ``cuda`` as if its matrix products, or frames staged by TMA, had been
+measured to be faster everywhere.
 """
 
 from __future__ import annotations
