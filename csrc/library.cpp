@@ -24,7 +24,7 @@ STABLE_TORCH_LIBRARY(uniformer_kernels, m) {
   m.def(
       "depthwise_conv3d_toeplitz_backward(Tensor dy, Tensor x, Tensor weight, bool residual, "
       "bool want_input, bool want_weight) -> (Tensor, Tensor, Tensor)");
-  // The same with frames staged by the tensor copies of Hopper and later, where layout and GPU allow it.
+  // The same with frames staged by TMA, Hopper's tensor copies, where layout and GPU allow it.
   m.def("depthwise_conv3d_tma(Tensor x, Tensor weight, Tensor? bias, bool residual) -> Tensor");
   m.def(
       "depthwise_conv3d_tma_with_moments(Tensor x, Tensor weight, Tensor? bias, bool residual, "

@@ -1,5 +1,5 @@
-// What the tensor copies of Hopper (TMA) are told of a map [B, T, H, W, C], and whether they take it.
-// Free of torch and CUDA.
+// What the tensor copies of Hopper (TMA) are told of a map [B, T, H, W, C], and whether they take
+// it.  Free of torch and CUDA.
 #pragma once
 
 #include <array>
@@ -39,7 +39,8 @@ inline TensorBoxes tensor_boxes(const void* base, int size, const Axes& box, con
 }
 
 inline bool takes_tensor(const TensorBoxes& m) {
-  bool fits = reinterpret_cast<uintptr_t>(m.base) % kVector == 0 && m.box[0] * m.size % kVector == 0;
+  bool fits =
+      reinterpret_cast<uintptr_t>(m.base) % kVector == 0 && m.box[0] * m.size % kVector == 0;
   for (int i = 0; i < kTensorAxes; ++i)
     fits = fits && 0 < m.extent[i] && m.extent[i] < kLongestExtent && 0 < m.box[i] &&
            m.box[i] <= kLongestBox;

@@ -90,9 +90,14 @@ __device__ __forceinline__ void reduce_moments(const DepthwisePlan& p, int64_t C
   }
 }
 
+// Blocks of a multiprocessor, 0 for the compiler's choice: with single taps it would spill a few
+// registers to have one more, or take a few too many.
+constexpr int least_blocks(int K, bool told, int blocks) { return told && K == 1 ? blocks : 0; }
+
 // y = bias + convolution of x [+ x], and the moments of y.
 template <class S, int K, int COLUMNS, bool TMA>
-__global__ void __launch_bounds__(max_threads(K)) forward(const __grid_constant__ Forward<S> p) {
+__global__ void __launch_bounds__(max_threads(K), least_blocks(K, TMA, 1))
+    forward(const __grid_constant__ Forward<S> p) {
   constexpr int kPitch = pitch_bytes(K) / sizeof(S), kWeightPitch = weight_pitch(K, sizeof(S));
   using Copies = std::conditional_t<TMA, BoxGroups<kAhead>, CopyGroups<kAhead>>;
   using Frames = typename Copies::template Frames<S, K, COLUMNS, kPitch>;
@@ -189,7 +194,7 @@ __global__ void __launch_bounds__(max_threads(K)) forward(const __grid_constant_
 
 // The weight's and the bias's gradient: this block's part of the positions, in one order.
 template <class S, int K, int COLUMNS, bool TMA>
-__global__ void __launch_bounds__(max_threads(K))
+__global__ void __launch_bounds__(max_threads(K), least_blocks(K, TMA || COLUMNS == 7, 2))
     weight_gradient(const __grid_constant__ WeightGradient<S> p) {
   constexpr int kPitch = pitch_bytes(K) / sizeof(S), kSlots = kGradientAhead + 1;
   using Copies = std::conditional_t<TMA, BoxGroups<kGradientAhead>, CopyGroups<kGradientAhead>>;

@@ -1,5 +1,5 @@
-// How frames get into shared memory, AHEAD steps before they are needed: by cp.async, of which every
-// thread copies a part, or by TMA, of which one thread copies a box.
+// How frames get into shared memory, AHEAD steps before they are needed: by cp.async, of which
+// every thread copies a part, or by TMA, of which one thread copies a box.
 #pragma once
 
 #include <cstdint>
@@ -105,8 +105,8 @@ struct BoxWindow : Window<S, K, COLUMNS, PITCH> {
   }
 };
 
-// What is staged for a step is a group: commit ends it, and behind await and __syncthreads it is there
-// for all threads.
+// What is staged for a step is a group: commit ends it, and behind await and __syncthreads it is
+// there for all threads.
 template <int AHEAD>
 struct CopyGroups {
   static constexpr int kBytes = 0;

@@ -15,8 +15,8 @@ constexpr unsigned kSince = 12000;  // the CUDA that brought it
 Encode find() {
   void* found = nullptr;
   cudaDriverEntryPointQueryResult result{};
-  const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, kSince,
-                                                             cudaEnableDefault, &result);
+  const cudaError_t error = cudaGetDriverEntryPointByVersion(
+      "cuTensorMapEncodeTiled", &found, kSince, cudaEnableDefault, &result);
   if (error != cudaSuccess) cudaGetLastError();  // forgotten, or the next launch would be blamed
   return error == cudaSuccess && result == cudaDriverEntryPointSuccess
              ? reinterpret_cast<Encode>(found)

@@ -14,7 +14,14 @@ using namespace uk::cuda;
 using uk::shim::Result;
 using uk::shim::Storage;
 
-enum Operation : int64_t { kForward, kWeightGradient, kMoments, kMomentsBackward, kTokens, kCopies = 8 };
+enum Operation : int64_t {
+  kForward,
+  kWeightGradient,
+  kMoments,
+  kMomentsBackward,
+  kTokens,
+  kCopies = 8
+};
 
 // Of a convolution: what By says, or the general kernels.
 constexpr int64_t kGeneral = 3;

@@ -1,9 +1,10 @@
 // Copies of boxes by TMA, and the barriers in shared memory at which they arrive.
 //
-// What a copy is to write is NaN from its start to its arrival, and a sanitizer lets no thread touch
-// it.  Copies arrive as late as they can, when all threads wait and one of them for this; in the
-// reversed order of threads as early as they can, at once.  So a thread that does not await them, or
-// not the right phase, meets NaN, and one that starts them too early takes from others what they need.
+// What a copy is to write is NaN from its start to its arrival, and a sanitizer lets no thread
+// touch it.  Copies arrive as late as they can, when all threads wait and one of them for this; in
+// the reversed order of threads as early as they can, at once.  So a thread that does not await
+// them, or not the right phase, meets NaN, and one that starts them too early takes from others what
+// they need.
 
 #include <map>
 #include <string>
@@ -65,7 +66,8 @@ Phase& phase_of(const Barrier* barrier) {
 }
 
 void settle(const Barrier* barrier, Phase& phase) {
-  if (std::abs(phase.bytes) > kMostBytes) fail("too many bytes for the barrier " + name_of(barrier));
+  if (std::abs(phase.bytes) > kMostBytes)
+    fail("too many bytes for the barrier " + name_of(barrier));
   if (phase.pending > 0) return;
   if (phase.bytes < 0)
     fail("more bytes arrive than are expected by the barrier " + name_of(barrier));
@@ -132,7 +134,8 @@ bool land_copy(const void* barrier) {
 void end_copies() {
   if (!under_way.empty()) fail("a block ends with a copy under way " + name_of(under_way[0].to));
   for (const auto& [barrier, phase] : phases)
-    if (phase.bytes != 0) fail("a block ends with bytes to come at the barrier " + name_of(barrier));
+    if (phase.bytes != 0)
+      fail("a block ends with bytes to come at the barrier " + name_of(barrier));
   phases.clear();
   fenced.clear();
 }
@@ -197,7 +200,8 @@ void await_phase(Barrier* barrier, int parity, const char* file, int line) {
   const auto what = [=, &phase] {
     return std::string(file) + ":" + std::to_string(line) + ", for phase " +
            std::to_string(phase.number) + " of the barrier " + name_of(barrier) + ", which lacks " +
-           std::to_string(phase.pending) + " arrivals and " + std::to_string(phase.bytes) + " bytes";
+           std::to_string(phase.pending) + " arrivals and " + std::to_string(phase.bytes) +
+           " bytes";
   };
   wait(barrier, [&phase, parity] { return phase.number % 2 != parity; }, what);
 }
@@ -214,7 +218,8 @@ void copy_box(void* to, const TensorMap& map, int c, int w, int h, int t, int b,
   for (const BoxCopy& other : under_way)
     if (copy.to < other.to + other.bytes && other.to < copy.to + copy.bytes)
       fail("two copies under way to the same place " + name_of(to));
-  if (!as_fenced(copy)) fail("threads wrote, with no fence behind, where a copy writes " + name_of(to));
+  if (!as_fenced(copy))
+    fail("threads wrote, with no fence behind, where a copy writes " + name_of(to));
   std::memset(to, 0xff, copy.bytes);
   set_fenced(copy);
   ASAN_POISON_MEMORY_REGION(to, copy.bytes);
