@@ -32,7 +32,7 @@ struct Head {
 
 struct Request {
   int64_t B, T, H, W, C, kt, kh, kw;
-  int64_t shared_limit, by;
+  int64_t architecture, shared_limit, by;
   int64_t flip, residual, moments;
   int64_t x_stride[5], dy_stride[5], weight_stride[4], bias_stride;
   int64_t x_offset, dy_offset;                 // of the first element, in bytes
@@ -135,6 +135,7 @@ int main() {
     return 0;
   }
   const auto r = uk::shim::read<Request>();
+  uk::shim::architecture = static_cast<int>(r.architecture);
   size == 4 ? run<float>(operation, r)
             : size == 2 ? run<uk::bf16>(operation, r) : run<uk::f16>(operation, r);
 }

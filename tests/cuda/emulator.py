@@ -116,6 +116,7 @@ class Emulator:
             _SIZES[x.dtype],
             *x.shape,
             *taps,
+            architecture,
             _SHARED[architecture],
             _KERNELS.index(by),
             *flags,

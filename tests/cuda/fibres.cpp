@@ -21,6 +21,9 @@
 Index threadIdx, blockIdx, blockDim, gridDim;
 
 namespace uk::shim {
+
+int architecture = 90;
+
 namespace {
 
 constexpr size_t kStack = 256 * 1024;

@@ -63,6 +63,8 @@ void commit_copies();
 void await_copies(int all_but);
 [[noreturn]] void fail(const std::string& what);
 
+extern int architecture;  // of the GPU: 90 for sm_90
+
 constexpr int kLanes = 32;
 // All lanes of the warp meet here, or the run fails; what they do is done once, to what each brings.
 void exchange(void (*operation)(void* const (&lanes)[kLanes]), void* own);
@@ -75,7 +77,9 @@ namespace uk::cuda {
 struct Barrier {
   uint64_t state;
 };
-inline void need_tma() {}
+inline void need_tma() {
+  if (shim::architecture < 90) shim::fail("this GPU has no TMA");
+}
 void begin_barrier(Barrier* barrier, int arrivals);
 void fence_copies();
 void expect_bytes(Barrier* barrier, int bytes);
@@ -210,7 +214,7 @@ void launch(void (*kernel)(Arguments), int64_t grid, int threads, int shared, vo
 }
 template <class Arguments>
 int architecture_of(void (*)(Arguments)) {
-  return 90;
+  return shim::architecture;
 }
 
 }  // namespace uk::cuda

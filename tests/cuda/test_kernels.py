@@ -103,6 +103,7 @@ def flipped_axes(t: Tensor) -> Tensor:
 def test_layouts(emulator, layout, dtype) -> None:
     hold(emulator, (2, 2, 5, 6, 16), (3, 3, 3), dtype, layout)
     hold(emulator, (2, 2, 5, 6, 16), (5, 5, 5), dtype, layout, by="toeplitz")
+    hold(emulator, (2, 2, 5, 6, 16), (3, 3, 3), dtype, layout, by="tma")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
