@@ -96,7 +96,7 @@ def compiled(source: Path, architecture: str, out: Path, *flags: str) -> Rows:
     if multiplying:
         for part in _tool("-sass", "-fun", ",".join(multiplying), out).split("Function : ")[1:]:
             key = architecture, multiplying[part.split()[0]]
-            if _copies_boxes(part) != has_tma(key[1]):
+            if copies_boxes(part) != has_tma(key[1]):
                 raise SystemExit(f"{key}: expected TMA where it is named, and nowhere else")
             wanted = "HMMA" if key[1].startswith("toeplitz") else "FFMA"
             rows[key] = replace(rows[key], multiply_adds=_share(part, wanted))
@@ -158,7 +158,7 @@ def _share(sass: str, wanted: str) -> float:
     return round(sum(b.count(wanted) for b in body) / sum(map(len, body)), 3)
 
 
-def _copies_boxes(sass: str) -> bool:
+def copies_boxes(sass: str) -> bool:
     """Whether a kernel starts tensor copies and awaits the barriers where they arrive."""
     names = {name for _, name, _ in _INSTRUCTION.findall(sass)}
     return names >= {"UTMALDG", "SYNCS"}

@@ -47,6 +47,13 @@ def test_budgets_hold_their_limits() -> None:
         hold_limits(architecture, text, kernel)
 
 
+def test_tma_is_told_by_its_instructions() -> None:
+    copy, wait = "/*2ce0*/ UTMALDG.5D [UR8], [UR20] ;", "/*2a80*/ @P1 SYNCS.PHASECHK P0, [R75] ;"
+    assert budgets.copies_boxes(f"{copy}\n{wait}\n")
+    assert not budgets.copies_boxes(copy)
+    assert not budgets.copies_boxes(wait)
+
+
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 @pytest.mark.parametrize("text", ["forward bfloat16 5x5 7 tma", "weight_gradient float32 3x3 5"])
 def test_a_kernel_stays_within_its_budget(text, tmp_path) -> None:
