@@ -87,7 +87,8 @@ struct Window {
   }
 };
 
-// The same by one copy.
+// The same by one copy.  Threads only read where it writes, so __syncthreads is all that has to be
+// between them and the next one; fence_copies, too, if they wrote there.
 template <class S, int K, int COLUMNS, int PITCH>
 struct BoxWindow : Window<S, K, COLUMNS, PITCH> {
   using Base = Window<S, K, COLUMNS, PITCH>;
