@@ -5,6 +5,6 @@ from __future__ import annotations
 from .operators import parametrized, run
 
 
-@parametrized("token_shrink", "token_recover")
+@parametrized("token_shrink", "token_recover", "token_recover_with_importance")
 def test_tokens(benchmark, call) -> None:
     run(benchmark, call)

@@ -53,6 +53,13 @@ STABLE_TORCH_LIBRARY(uniformer_kernels, m) {
   m.def("token_recover(Tensor x, Tensor index, Tensor kept, Tensor delta) -> Tensor");
   // Gradients of x, kept and delta.
   m.def("token_recover_backward(Tensor dy, Tensor index) -> (Tensor, Tensor, Tensor)");
+  // And the running mean of the importance; gradients of importance and score behind the others.
+  m.def(
+      "token_recover_with_importance(Tensor x, Tensor index, Tensor kept, Tensor delta, "
+      "Tensor importance, Tensor score, float trade_off) -> (Tensor, Tensor)");
+  m.def(
+      "token_recover_with_importance_backward(Tensor dy, Tensor dupdated, Tensor index, "
+      "int prefixed, float trade_off) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   // The sums of x - shift and of its square over the rows, [2, C]; what they give to x, on top of dy.
   m.def("moments(Tensor x, Tensor? shift) -> Tensor");
   m.def("moments_backward(Tensor? dy, Tensor x, Tensor? shift, Tensor dmoments) -> Tensor");
@@ -111,6 +118,9 @@ STABLE_TORCH_LIBRARY_IMPL(uniformer_kernels, CPU, m) {
   m.impl("token_shrink_backward", TORCH_BOX(&uk::token_shrink_backward));
   m.impl("token_recover", TORCH_BOX(&uk::token_recover));
   m.impl("token_recover_backward", TORCH_BOX(&uk::token_recover_backward));
+  m.impl("token_recover_with_importance", TORCH_BOX(&uk::token_recover_with_importance));
+  m.impl("token_recover_with_importance_backward",
+         TORCH_BOX(&uk::token_recover_with_importance_backward));
   m.impl("moments", TORCH_BOX(&uk::moments));
   m.impl("moments_backward", TORCH_BOX(&uk::moments_backward));
   m.impl("bfloat16_pack", TORCH_BOX(&uk::bfloat16_pack));
@@ -143,6 +153,9 @@ STABLE_TORCH_LIBRARY_IMPL(uniformer_kernels, CUDA, m) {
   m.impl("token_shrink_backward", TORCH_BOX(&uk::cuda::token_shrink_backward));
   m.impl("token_recover", TORCH_BOX(&uk::cuda::token_recover));
   m.impl("token_recover_backward", TORCH_BOX(&uk::cuda::token_recover_backward));
+  m.impl("token_recover_with_importance", TORCH_BOX(&uk::cuda::token_recover_with_importance));
+  m.impl("token_recover_with_importance_backward",
+         TORCH_BOX(&uk::cuda::token_recover_with_importance_backward));
   m.impl("moments", TORCH_BOX(&uk::cuda::moments));
   m.impl("moments_backward", TORCH_BOX(&uk::cuda::moments_backward));
 }

@@ -33,6 +33,12 @@ using token_recover = Tensor(const Tensor& x, const Tensor& index, const Tensor&
                              const Tensor& delta);
 using token_recover_backward = std::tuple<Tensor, Tensor, Tensor>(const Tensor& dy,
                                                                   const Tensor& index);
+using token_recover_with_importance = std::tuple<Tensor, Tensor>(
+    const Tensor& x, const Tensor& index, const Tensor& kept, const Tensor& delta,
+    const Tensor& importance, const Tensor& score, double trade_off);
+using token_recover_with_importance_backward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>(
+    const Tensor& dy, const Tensor& dupdated, const Tensor& index, int64_t prefixed,
+    double trade_off);
 using moments = Tensor(const Tensor& x, const OptionalTensor& shift);
 using moments_backward = Tensor(const OptionalTensor& dy, const Tensor& x,
                                 const OptionalTensor& shift, const Tensor& dmoments);
@@ -46,6 +52,8 @@ signatures::token_shrink token_shrink;
 signatures::token_shrink_backward token_shrink_backward;
 signatures::token_recover token_recover;
 signatures::token_recover_backward token_recover_backward;
+signatures::token_recover_with_importance token_recover_with_importance;
+signatures::token_recover_with_importance_backward token_recover_with_importance_backward;
 signatures::moments moments;
 signatures::moments_backward moments_backward;
 
@@ -118,6 +126,8 @@ signatures::token_shrink token_shrink;
 signatures::token_shrink_backward token_shrink_backward;
 signatures::token_recover token_recover;
 signatures::token_recover_backward token_recover_backward;
+signatures::token_recover_with_importance token_recover_with_importance;
+signatures::token_recover_with_importance_backward token_recover_with_importance_backward;
 signatures::moments moments;
 signatures::moments_backward moments_backward;
 

@@ -22,6 +22,7 @@ from .ops import (
     patch_embed,
     query_attention,
     token_recover,
+    token_recover_with_importance,
     token_shrink,
     window_attention,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "query_attention",
     "restore",
     "token_recover",
+    "token_recover_with_importance",
     "token_shrink",
     "use_backend",
     "window_attention",

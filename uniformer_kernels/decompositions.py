@@ -271,6 +271,21 @@ def _token_shrink(
     return reference.token_shrink(x, importance, keep, prefix=prefix)
 
 
+@_decomposes
+def _token_recover_with_importance(
+    x: Tensor,
+    index: Tensor,
+    kept: Tensor,
+    delta: Tensor,
+    importance: Tensor,
+    score: Tensor,
+    trade_off: float,
+) -> tuple[Tensor, Tensor]:
+    return reference.token_recover_with_importance(
+        x, index, kept, delta, importance, score, trade_off=trade_off
+    )
+
+
 for _same in (
     reference.depthwise_feed_forward,
     reference.depthwise_linear,

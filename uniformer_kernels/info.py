@@ -57,6 +57,14 @@ _CALLS = {
         x[0, 0, :, :1],
         x[0, 0, :, :1],
     ),
+    "token_recover_with_importance": lambda x: (
+        x[0, 0],
+        x.new_zeros(x.shape[2], 1, dtype=torch.int64),
+        x[0, 0, :, :1],
+        x[0, 0, :, :1],
+        x[0, 0, :, :, 0],
+        x[0, 0, :, :2, 0],
+    ),
 }
 _KEYWORDS: dict[str, dict[str, Any]] = {"patch_embed": {"stride": (1, 2, 2)}}
 

@@ -144,6 +144,8 @@ _RIVALS: dict[str, tuple[str, Callable[[tuple[Any, ...]], str]]] = {
     "token_shrink_backward": (cuda.TOKENS, lambda a: cuda.token_class(a[1])),
     "token_recover": (cuda.TOKENS, lambda a: cuda.token_class(a[0])),
     "token_recover_backward": (cuda.TOKENS, lambda a: cuda.token_class(a[0])),
+    "token_recover_with_importance": (cuda.TOKENS, lambda a: cuda.token_class(a[0])),
+    "token_recover_with_importance_backward": (cuda.TOKENS, lambda a: cuda.token_class(a[0])),
 }
 
 
@@ -273,8 +275,10 @@ def _others(
     tokens = new(batch, 800, 224)
     importance = tokens.detach().new_empty(batch, 800, dtype=torch.float32)
     kept, index = ops.token_shrink(tokens, importance, 400, prefix=new(batch, 1, 224))
-    results.append(ops.token_recover(tokens, index, kept[:, 1:-1], kept[:, -1:]))
-    results += ops.joint_attention_with_score(new(batch, 402, 3 * 224), 8)
+    recovered = tokens, index, kept[:, 1:-1], kept[:, -1:]
+    results.append(ops.token_recover(*recovered))
+    y, score = ops.joint_attention_with_score(new(batch, 402, 3 * 224), 8)
+    results += y, *ops.token_recover_with_importance(*recovered, importance, score)
 
     layers = new(768), new(768), *dense(768, 3 * 768)
     results.append(ops.query_attention(new(batch, 1, 768), new(batch, 1576, 768), *layers, 12))

@@ -31,6 +31,8 @@ _BATCHED = {
     "product": ("x", "residual"),
     "token_recover": ("x", "index", "kept", "delta"),
     "token_recover_backward": ("dy", "index"),
+    "token_recover_with_importance": ("x", "index", "kept", "delta", "importance", "score"),
+    "token_recover_with_importance_backward": ("dy", "dupdated", "index"),
     "token_shrink": ("x", "importance", "prefix"),
     "token_shrink_backward": ("dtokens", "x", "importance", "index"),
     "window_attention": ("qkv",),

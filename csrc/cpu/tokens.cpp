@@ -245,6 +245,61 @@ void recover_backward(const Tensor& dy, const Tensor& index, Tensor& dx, Tensor&
   });
 }
 
+// Where the score of every token stands, -1 for those without: a kept one has its own, a single
+// other one, which is its own representative, what comes last.
+std::vector<int64_t> scores_of(const int64_t* index, int64_t K, int64_t N, int64_t prefixed) {
+  std::vector<int64_t> scores(N, N - K == 1 ? prefixed + K : -1);
+  for (int64_t k = 0; k < K; ++k) scores[index[k]] = prefixed + k;
+  return scores;
+}
+
+// As PyTorch's, from the end that is nearer.
+template <class A>
+A lerp(A start, A end, A weight) {
+  return std::abs(weight) < A(0.5) ? start + weight * (end - start)
+                                   : end - (end - start) * (A(1) - weight);
+}
+
+template <class A>
+void update(const Tensor& importance, const Tensor& score, const Tensor& index, double trade_off,
+            Tensor& updated) {
+  const int64_t B = importance.size(0), N = importance.size(1), K = index.size(1);
+  const A* old = static_cast<const A*>(importance.const_data_ptr());
+  const A* found = static_cast<const A*>(score.const_data_ptr());
+  const int64_t* kept = static_cast<const int64_t*>(index.const_data_ptr());
+  A* out = static_cast<A*>(updated.mutable_data_ptr());
+  for (int64_t b = 0; b < B; ++b) {
+    const std::vector<int64_t> scores = scores_of(kept + b * K, K, N, score.size(1) - K - 1);
+    for (int64_t n = 0; n < N; ++n) {
+      const A before = old[b * importance.stride(0) + n];
+      out[b * N + n] = scores[n] < 0 ? before
+                                     : lerp(before, found[b * score.stride(0) + scores[n]],
+                                            static_cast<A>(trade_off));
+    }
+  }
+}
+
+template <class A>
+void update_backward(const Tensor& dupdated, const Tensor& index, int64_t prefixed,
+                     double trade_off, Tensor& dimportance, Tensor& dscore) {
+  const int64_t B = dupdated.size(0), N = dupdated.size(1), K = index.size(1);
+  const int64_t P = prefixed + K + 1;
+  const A* upstream = static_cast<const A*>(dupdated.const_data_ptr());
+  const int64_t* kept = static_cast<const int64_t*>(index.const_data_ptr());
+  A* of_old = static_cast<A*>(dimportance.mutable_data_ptr());
+  A* of_score = static_cast<A*>(dscore.mutable_data_ptr());
+  const A weight = static_cast<A>(trade_off), rest = static_cast<A>(1 - trade_off);
+  std::fill_n(of_score, B * P, A(0));
+  for (int64_t b = 0; b < B; ++b) {
+    const std::vector<int64_t> scores = scores_of(kept + b * K, K, N, prefixed);
+    for (int64_t n = 0; n < N; ++n) {
+      const A up = upstream[b * N + n];
+      of_old[b * N + n] = scores[n] < 0 ? up : up * rest;
+      if (scores[n] >= 0) of_score[b * P + scores[n]] = up * weight;
+    }
+  }
+}
+
 // Calls function(H()) with the arithmetic type H of a dtype.
 template <class Function>
 void dispatch(ScalarType dtype, const Function& function) {
@@ -268,13 +323,19 @@ void check_rows(const Tensor& t, int64_t B, int64_t C, ScalarType dtype, const c
         what);
 }
 
+ScalarType wide_of(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+void check_numbers(const Tensor& t, const Tensor& x, int64_t length, const char* what) {
+  check(t.dim() == 2 && t.size(0) == x.size(0) && t.size(1) == length &&
+            t.scalar_type() == wide_of(x) && (length == 1 || t.numel() == 0 || t.stride(1) == 1),
+        what);
+}
+
 void check_importance(const Tensor& importance, const Tensor& x) {
-  const ScalarType wanted =
-      x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  check(importance.dim() == 2 && importance.size(0) == x.size(0) &&
-            importance.size(1) == x.size(1) && importance.is_contiguous() &&
-            importance.scalar_type() == wanted,
-        "importance [B, N], contiguous, float32 (float64 for float64)");
+  check_numbers(importance, x, x.size(1), "importance [B, N], float32 (float64 for float64)");
+  check(importance.is_contiguous(), "importance contiguous");
 }
 
 void check_index(const Tensor& index, int64_t B, int64_t N) {
@@ -351,6 +412,35 @@ std::tuple<Tensor, Tensor, Tensor> token_recover_backward(const Tensor& dy, cons
     recover_backward<decltype(h)>(dy, index, dx, dkept, ddelta);
   });
   return {dx, dkept, ddelta};
+}
+
+std::tuple<Tensor, Tensor> token_recover_with_importance(
+    const Tensor& x, const Tensor& index, const Tensor& kept, const Tensor& delta,
+    const Tensor& importance, const Tensor& score, double trade_off) {
+  Tensor y = token_recover(x, index, kept, delta);
+  check(score.dim() == 2 && score.size(1) > index.size(1), "score [B, P + K + 1]");
+  check_numbers(importance, x, x.size(1), "importance [B, N], float32 (float64 for float64)");
+  check_numbers(score, x, score.size(1), "score [B, P + K + 1], adjacent, like importance");
+  Tensor updated = torch::stable::new_empty(importance, importance.sizes());
+  const auto run = wide_of(x) == ScalarType::Double ? update<double> : update<float>;
+  run(importance, score, index, trade_off, updated);
+  return {y, updated};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> token_recover_with_importance_backward(
+    const Tensor& dy, const Tensor& dupdated, const Tensor& index, int64_t prefixed,
+    double trade_off) {
+  auto [dx, dkept, ddelta] = token_recover_backward(dy, index);
+  check(prefixed >= 0, "prefixed >= 0");
+  check_numbers(dupdated, dy, dy.size(1), "dupdated [B, N], float32 (float64 for float64)");
+  check(dupdated.is_contiguous(), "dupdated contiguous");
+  Tensor dimportance = torch::stable::new_empty(dupdated, dupdated.sizes());
+  Tensor dscore =
+      torch::stable::new_empty(dupdated, {dy.size(0), prefixed + index.size(1) + 1});
+  const auto run = wide_of(dy) == ScalarType::Double ? update_backward<double>
+                                                     : update_backward<float>;
+  run(dupdated, index, prefixed, trade_off, dimportance, dscore);
+  return {dx, dkept, ddelta, dimportance, dscore};
 }
 
 }  // namespace uk

@@ -32,12 +32,16 @@ void check_tokens(const Tensor& x, const char* what) {
          "fewer channels or samples");
 }
 
+void check_numbers(const Tensor& t, const Tensor& x, int64_t length, const char* what) {
+  expect(t.dim() == 2 && t.size(0) == x.size(0) && t.size(1) == length &&
+             t.scalar_type() == ScalarType::Float && t.get_device() == x.get_device() &&
+             (length == 1 || t.numel() == 0 || t.stride(1) == 1),
+         what);
+}
+
 void check_importance(const Tensor& importance, const Tensor& x) {
-  expect(importance.dim() == 2 && importance.size(0) == x.size(0) &&
-             importance.size(1) == x.size(1) && importance.is_contiguous() &&
-             importance.scalar_type() == ScalarType::Float &&
-             importance.get_device() == x.get_device(),
-         "importance [B, N], contiguous, of float32, on x's device");
+  check_numbers(importance, x, x.size(1), "importance [B, N] of float32 on x's device");
+  expect(importance.is_contiguous(), "importance contiguous");
 }
 
 void check_index(const Tensor& index, const Tensor& x) {
@@ -45,6 +49,11 @@ void check_index(const Tensor& index, const Tensor& x) {
              index.is_contiguous() && index.scalar_type() == ScalarType::Long &&
              index.get_device() == x.get_device(),
          "index [B, K], contiguous, of int64, on x's device");
+}
+
+// What stands in front of the kept tokens and their representative.
+void check_prefix(int64_t P) {
+  expect(P >= 0 && P + kMostTokens + 1 < int64_t{1} << 31, "P tokens or scores in front, and fewer");
 }
 
 TokenSizes sizes_of(const Tensor& x, int64_t K, int64_t P) {
@@ -64,6 +73,48 @@ const int64_t* indices(const Tensor& index) {
   return static_cast<const int64_t*>(index.const_data_ptr());
 }
 
+const float* floats(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
+float* new_floats(Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
+
+Tensor recover(const Tensor& x, const Tensor& index, const Tensor& kept, const Tensor& delta,
+               int64_t prefixed, const RunningMean& mean) {
+  check_tokens(x, "x [B, N, C] with adjacent channels");
+  check_index(index, x);
+  check_rows(kept, x, "kept [B, K, C] like x, with adjacent channels");
+  check_rows(delta, x, "delta [B, 1, C] like x, with adjacent channels");
+  expect(kept.size(1) == index.size(1) && delta.size(1) == 1, "kept [B, K, C], delta [B, 1, C]");
+  const OnDevice device(x);
+  Tensor y = torch::stable::new_empty(x, {x.size(0), x.size(1), x.size(2)});
+  dispatch(x.scalar_type(), [&](auto storage) {
+    using S = decltype(storage);
+    Recover<S> p{sizes_of(x, index.size(1), prefixed), rows_of<const S>(x), rows_of<const S>(kept),
+                 rows_of<const S>(delta), indices(index), rows_of<S>(y), mean};
+    p.sizes.vectors = all_vectors(x.size(2), p.x, p.kept, p.delta, p.y);
+    start(p, device.stream());
+  });
+  return y;
+}
+
+std::tuple<Tensor, Tensor, Tensor> recover_backward(const Tensor& dy, const Tensor& index,
+                                                    int64_t prefixed,
+                                                    const RunningMeanBackward& mean) {
+  check_tokens(dy, "dy [B, N, C] with adjacent channels");
+  check_index(index, dy);
+  const int64_t B = dy.size(0), N = dy.size(1), C = dy.size(2), K = index.size(1);
+  const OnDevice device(dy);
+  Tensor dx = torch::stable::new_empty(dy, {B, N, C});
+  Tensor dkept = torch::stable::new_empty(dy, {B, K, C});
+  Tensor ddelta = torch::stable::new_empty(dy, {B, 1, C});
+  dispatch(dy.scalar_type(), [&](auto storage) {
+    using S = decltype(storage);
+    RecoverBackward<S> p{sizes_of(dy, K, prefixed), rows_of<const S>(dy), indices(index),
+                         rows_of<S>(dx), rows_of<S>(dkept), rows_of<S>(ddelta), mean};
+    p.sizes.vectors = all_vectors(C, p.dy, p.dx, p.dkept, p.ddelta);
+    start(p, device.stream());
+  });
+  return {dx, dkept, ddelta};
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor> token_shrink(const Tensor& x, const Tensor& importance, int64_t keep,
@@ -73,7 +124,7 @@ std::tuple<Tensor, Tensor> token_shrink(const Tensor& x, const Tensor& importanc
   expect(keep >= 0 && keep < x.size(1), "0 <= keep < N");
   if (prefix) check_rows(*prefix, x, "prefix [B, P, C] like x, with adjacent channels");
   const int64_t B = x.size(0), C = x.size(2), P = prefix ? prefix->size(1) : 0;
-  expect(P < (int64_t{1} << 31) - kMostTokens, "a shorter prefix");
+  check_prefix(P);
   const OnDevice device(x);
   Tensor tokens = torch::stable::new_empty(x, {B, P + keep + 1, C});
   Tensor index = torch::stable::new_empty(x, {B, keep}, ScalarType::Long);
@@ -112,39 +163,44 @@ std::tuple<Tensor, Tensor> token_shrink_backward(const Tensor& dtokens, const Te
 
 Tensor token_recover(const Tensor& x, const Tensor& index, const Tensor& kept,
                      const Tensor& delta) {
-  check_tokens(x, "x [B, N, C] with adjacent channels");
-  check_index(index, x);
-  check_rows(kept, x, "kept [B, K, C] like x, with adjacent channels");
-  check_rows(delta, x, "delta [B, 1, C] like x, with adjacent channels");
-  expect(kept.size(1) == index.size(1) && delta.size(1) == 1, "kept [B, K, C], delta [B, 1, C]");
-  const OnDevice device(x);
-  Tensor y = torch::stable::new_empty(x, {x.size(0), x.size(1), x.size(2)});
-  dispatch(x.scalar_type(), [&](auto storage) {
-    using S = decltype(storage);
-    Recover<S> p{sizes_of(x, index.size(1), 0), rows_of<const S>(x), rows_of<const S>(kept),
-                 rows_of<const S>(delta), indices(index), rows_of<S>(y)};
-    p.sizes.vectors = all_vectors(x.size(2), p.x, p.kept, p.delta, p.y);
-    start(p, device.stream());
-  });
-  return y;
+  return recover(x, index, kept, delta, 0, {});
 }
 
 std::tuple<Tensor, Tensor, Tensor> token_recover_backward(const Tensor& dy, const Tensor& index) {
-  check_tokens(dy, "dy [B, N, C] with adjacent channels");
-  check_index(index, dy);
-  const int64_t B = dy.size(0), N = dy.size(1), C = dy.size(2), K = index.size(1);
+  return recover_backward(dy, index, 0, {});
+}
+
+std::tuple<Tensor, Tensor> token_recover_with_importance(
+    const Tensor& x, const Tensor& index, const Tensor& kept, const Tensor& delta,
+    const Tensor& importance, const Tensor& score, double trade_off) {
+  expect(x.dim() == 3 && index.dim() == 2 && score.dim() == 2, "x [B, N, C], index, score");
+  const int64_t prefixed = score.size(1) - index.size(1) - 1;
+  check_prefix(prefixed);
+  check_numbers(importance, x, x.size(1), "importance [B, N], adjacent, of float32");
+  check_numbers(score, x, score.size(1), "score [B, P + K + 1], adjacent, of float32");
+  const OnDevice device(x);
+  Tensor updated = torch::stable::new_empty(importance, importance.sizes());
+  Tensor y = recover(x, index, kept, delta, prefixed,
+                     {floats(importance), floats(score), importance.stride(0), score.stride(0),
+                      static_cast<float>(trade_off), new_floats(updated)});
+  return {y, updated};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> token_recover_with_importance_backward(
+    const Tensor& dy, const Tensor& dupdated, const Tensor& index, int64_t prefixed,
+    double trade_off) {
+  expect(dy.dim() == 3 && index.dim() == 2, "dy [B, N, C], index [B, K]");
+  check_prefix(prefixed);
+  check_numbers(dupdated, dy, dy.size(1), "dupdated [B, N] of float32");
+  expect(dupdated.is_contiguous(), "dupdated contiguous");
   const OnDevice device(dy);
-  Tensor dx = torch::stable::new_empty(dy, {B, N, C});
-  Tensor dkept = torch::stable::new_empty(dy, {B, K, C});
-  Tensor ddelta = torch::stable::new_empty(dy, {B, 1, C});
-  dispatch(dy.scalar_type(), [&](auto storage) {
-    using S = decltype(storage);
-    RecoverBackward<S> p{sizes_of(dy, K, 0), rows_of<const S>(dy), indices(index),
-                         rows_of<S>(dx), rows_of<S>(dkept), rows_of<S>(ddelta)};
-    p.sizes.vectors = all_vectors(C, p.dy, p.dx, p.dkept, p.ddelta);
-    start(p, device.stream());
-  });
-  return {dx, dkept, ddelta};
+  Tensor dimportance = torch::stable::new_empty(dupdated, dupdated.sizes());
+  Tensor dscore = torch::stable::new_empty(dupdated, {dy.size(0), prefixed + index.size(1) + 1});
+  auto [dx, dkept, ddelta] = recover_backward(
+      dy, index, prefixed,
+      {floats(dupdated), static_cast<float>(trade_off), static_cast<float>(1 - trade_off),
+       new_floats(dimportance), new_floats(dscore)});
+  return {dx, dkept, ddelta, dimportance, dscore};
 }
 
 }  // namespace uk::cuda

@@ -48,12 +48,28 @@ struct ShrinkBackward {
   float* dimportance;
 };
 
+// The importance [B, N] that goes on, from the old one and the score [B, P + K + 1], whose samples
+// lie so far apart; without an importance there is nothing to do.
+struct RunningMean {
+  const float *importance, *score;
+  int64_t importance_sample, score_sample;
+  float trade_off;
+  float* updated;
+};
+
+struct RunningMeanBackward {
+  const float* dupdated;
+  float trade_off, rest;  // which is 1 less the former
+  float *dimportance, *dscore;
+};
+
 template <class S>
 struct Recover {
   TokenSizes sizes;
   Rows<const S> x, kept, delta;
   const int64_t* index;
   Rows<S> y;
+  RunningMean mean;
 };
 
 template <class S>
@@ -62,6 +78,7 @@ struct RecoverBackward {
   Rows<const S> dy;
   const int64_t* index;
   Rows<S> dx, dkept, ddelta;
+  RunningMeanBackward mean;
 };
 
 // Compiled once per storage type.

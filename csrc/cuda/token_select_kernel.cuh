@@ -254,6 +254,18 @@ __global__ void __launch_bounds__(kTokenThreads) importance_gradient(const Shrin
     if (slots[n] < 0) slopes[n] = share(slopes[n] - mean, total, 0.f);
 }
 
+// Where a token's score stands, -1 for one without: a kept one has its own, a single other one, which
+// is its own representative, what comes last.
+__device__ __forceinline__ int score_of(int slot, const TokenSizes& s) {
+  return slot >= 0 ? s.P + slot : s.N - s.K == 1 ? s.P + s.K : -1;
+}
+
+// As PyTorch's, from the end that is nearer.
+__device__ __forceinline__ float lerp(float start, float end, float weight) {
+  const float whole = end - start;
+  return fabsf(weight) < 0.5f ? fmaf(weight, whole, start) : fmaf(weight - 1.f, whole, end);
+}
+
 // The kept tokens where they came from, the others changed by `delta`.
 template <class S, int LENGTH>
 __global__ void __launch_bounds__(kTokenThreads) recover(const Recover<S> p) {
@@ -278,6 +290,29 @@ __global__ void __launch_bounds__(kTokenThreads) recover(const Recover<S> p) {
       store_channels(row_of(p.y, b, n) + c, own);
     }
   }
+  if (const int n = first + thread_index(); p.mean.importance != nullptr && n < end) {
+    const int at = score_of(slots[n - first], s);
+    const float old = p.mean.importance[b * p.mean.importance_sample + n];
+    p.mean.updated[b * s.N + n] =
+        at < 0 ? old : lerp(old, p.mean.score[b * p.mean.score_sample + at], p.mean.trade_off);
+  }
+}
+
+// Of a sample's importance and score.  Unrolled, these loops would take registers of the next ones'.
+__device__ __forceinline__ void update_backward(const RunningMeanBackward& p, const TokenSizes& s,
+                                                int64_t b, const int* slots) {
+  float* dscore = p.dscore + b * (s.P + s.K + 1);
+#pragma unroll 1
+  for (int n = thread_index(); n < s.N; n += kTokenThreads) {
+    const int at = score_of(slots[n], s);
+    const float up = p.dupdated[b * s.N + n];
+    p.dimportance[b * s.N + n] = at < 0 ? up : up * p.rest;
+    if (at >= 0) dscore[at] = up * p.trade_off;
+  }
+  // What nobody's score is.
+#pragma unroll 1
+  for (int i = thread_index(); i < s.P; i += kTokenThreads) dscore[i] = 0.f;
+  if (s.N - s.K != 1 && thread_index() == 0) dscore[s.P + s.K] = 0.f;
 }
 
 // The gradients of all three, of which a sample's change is a sum over the tokens.
@@ -288,6 +323,7 @@ __global__ void __launch_bounds__(kTokenThreads) recover_backward(const RecoverB
   float* sums = reinterpret_cast<float*>(shared_memory() + kWarpSums);
   int* slots = reinterpret_cast<int*>(shared_memory() + kWarpSums + kThreadSums);
   find(p.index + place.b * s.K, s.K, 0, s.N, slots);
+  if (p.mean.dscore != nullptr && place.first == 0) update_backward(p.mean, s, place.b, slots);
   float change[LENGTH] = {};
   if (place.inside)
     for (int n = place.lane; n < s.N; n += place.kLanes) {

@@ -120,6 +120,7 @@ SMALL = [
     "fold_batch_norm",
     "token_shrink",
     "token_recover",
+    "token_recover_with_importance",
     "window_attention",
 ]
 

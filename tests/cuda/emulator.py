@@ -151,6 +151,31 @@ class Emulator:
         out = self._tokens("recover", (B, N, K, 0, C), x.dtype, [x, kept, delta], index=index)
         return _split(out, (x.dtype, (B, N, C)))[0]
 
+    def token_recover_with_importance(
+        self,
+        x: Tensor,
+        index: Tensor,
+        kept: Tensor,
+        delta: Tensor,
+        importance: Tensor,
+        score: Tensor,
+        trade_off: float,
+    ) -> tuple[Tensor, Tensor]:
+        (B, N, C), K = x.shape, index.shape[1]
+        sizes = (B, N, K, score.shape[1] - K - 1, C)
+        rows = [x, kept, delta]
+        out = self._tokens("recover", sizes, x.dtype, rows, importance, index, score, trade_off)
+        return _split(out, (x.dtype, (B, N, C)), (torch.float32, (B, N)))
+
+    def token_recover_with_importance_backward(
+        self, dy: Tensor, dupdated: Tensor, index: Tensor, prefixed: int, trade_off: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        (B, N, C), K = dy.shape, index.shape[1]
+        sizes, name = (B, N, K, prefixed, C), "recover_backward"
+        out = self._tokens(name, sizes, dy.dtype, [dy], dupdated, index, trade_off=trade_off)
+        rows = ((dy.dtype, (B, n, C)) for n in (N, K, 1))
+        return _split(out, *rows, *((torch.float32, (B, n)) for n in (N, prefixed + K + 1)))
+
     def token_recover_backward(self, dy: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (B, N, C), K = dy.shape, index.shape[1]
         out = self._tokens("recover_backward", (B, N, K, 0, C), dy.dtype, [dy], index=index)
@@ -164,12 +189,17 @@ class Emulator:
         rows: list[Tensor | None],
         importance: Tensor | None = None,
         index: Tensor | None = None,
+        score: Tensor | None = None,
+        trade_off: float = 0.0,
     ) -> bytearray:
         rows = [*rows, None, None][:3]
-        storages = [_storage(t) for t in (*rows, importance, index)]
+        storages = [_storage(t) for t in (*rows, importance, score, index)]
         numbers = [_TOKENS[operation], _SIZES[dtype], *sizes]
         for t in rows:
             numbers += [0] * 3 if t is None else [t.stride(0), t.stride(1), t.storage_offset()]
+        for t in (importance, score):
+            numbers += [0] * 2 if t is None else [t.stride(0), t.storage_offset()]
+        numbers += struct.unpack("q", struct.pack("d", trade_off))
         return self._call([*numbers, *map(len, storages)], storages)
 
     def tensor_copies(

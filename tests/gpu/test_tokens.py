@@ -22,6 +22,7 @@ CALLS = [  # shape, kept
     ((4, 400, 448), 200),
     ((1, 8192, 24), 4096),
     ((3, 77, 33), 5),  # one by one
+    ((2, 41, 56), 40),  # the representative is a token itself
     ((2, 9, 64), 0),
 ]
 
@@ -36,6 +37,10 @@ def _backend(request):
 
 def shrink(operator, keep: int, **inputs: Tensor) -> Tensor:
     return operator(keep=keep, **inputs)[0]
+
+
+def recover(operator, part: int, **inputs: Tensor) -> Tensor:
+    return operator(trade_off=0.5, **inputs)[part]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -58,6 +63,16 @@ def test_values_and_gradients(shape, keep, dtype) -> None:
         {"x": x, "kept": kept, "delta": delta},
         reduction=N,
     )
+    score = torch.rand(B, keep + 3).cuda()[:, :-1]
+    inputs = {"x": x, "index": index, "kept": kept, "delta": delta}
+    check(
+        partial(recover, uk.token_recover_with_importance, 1, **inputs),
+        partial(recover, reference.token_recover_with_importance, 1, **inputs),
+        {"importance": importance, "score": score},
+        reduction=1,
+    )
+    y = uk.token_recover_with_importance(**inputs, importance=importance, score=score)[0]
+    assert torch.equal(y, uk.token_recover(**inputs))
 
 
 def test_ties_go_to_the_lower_index() -> None:

@@ -72,6 +72,7 @@ def hold_recover(x: Tensor, index: Tensor, kept: Tensor, delta: Tensor) -> None:
         ((1, 42, 28), 0, 1),
         ((2, 100, 56), 50, 1),
         ((1, 180, 75), 20, 3),
+        ((2, 5, 0), 2, 1),
     ],
 )
 def test_values_and_gradients(shape, keep, prefixed, dtype, backend) -> None:

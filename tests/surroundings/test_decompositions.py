@@ -89,6 +89,10 @@ _ARGUMENTS: dict[str, Any] = {
     "token_recover": lambda: (
         *(draw(2, 6, 4), torch.tensor([[0, 3], [1, 5]]), draw(2, 2, 4), draw(2, 1, 4)),
     ),
+    "token_recover_with_importance": lambda: (
+        *(draw(2, 6, 4), torch.tensor([[0, 3], [1, 5]]), draw(2, 2, 4), draw(2, 1, 4)),
+        *(draw(2, 6), draw(2, 4), 0.3),
+    ),
     "token_shrink": lambda: (draw(2, 6, 4), draw(2, 6).abs(), 3, draw(2, 1, 4)),
     "window_attention": lambda: (draw(2, 20, 48), draw(48), 2, 5, 3, 0.3),
 }

@@ -79,15 +79,18 @@ class Hourglass(nn.Module):
     def forward(self, x: Tensor, qkv: Tensor, prefix: Tensor) -> tuple[Tensor, ...]:
         y, score = uk.joint_attention_with_score(qkv, 2)
         tokens, index = uk.token_shrink(x, score, 3, prefix=prefix)
-        back = uk.token_recover(x, index, tokens[:, 1:4], tokens[:, -1:])
-        return y, tokens, index, back, uk.moments(x, shift=x[0, 0].detach())
+        recovered = x, index, tokens[:, 1:4], tokens[:, -1:]
+        back = uk.token_recover(*recovered)
+        both = uk.token_recover_with_importance(*recovered, score, score[:, 1:6], trade_off=0.3)
+        return y, tokens, index, back, *both, uk.moments(x, shift=x[0, 0].detach())
 
 
 def test_token_selection() -> None:
     inputs = torch.randn(2, 7, 8), torch.randn(2, 7, 24), torch.randn(2, 1, 8)
     inputs[1][0] = 0  # every token is as important as the others
     program = torch.export.export(Hourglass(), inputs)
-    names = "joint_attention", "token_shrink", "token_recover", "moments"
+    recovers = "token_recover", "token_recover_with_importance"
+    names = "joint_attention", "token_shrink", *recovers, "moments"
     assert kernels_in(program) == dict.fromkeys(names, 1)
     want = Hourglass()(*inputs)
     close(program.module()(*inputs), want)

@@ -32,6 +32,8 @@ NOTHING = {  # norms, sums, sorts and activations, as of PyTorch's
     "scale_shift_backward_sums",
     "token_recover",
     "token_recover_backward",
+    "token_recover_with_importance",
+    "token_recover_with_importance_backward",
     "token_shrink",
     "token_shrink_backward",
 }

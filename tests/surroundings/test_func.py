@@ -74,6 +74,32 @@ def test_vmap_of_token_selection() -> None:
         assert torch.equal(back[i], uk.token_recover(x[i], chosen, want[:, 1:4], delta))
 
 
+@pytest.mark.parametrize("mapped", [True, False])
+def test_vmap_of_the_running_mean(mapped: bool) -> None:
+    """Values, and per-sample gradients through both results; all arguments mapped, or only two."""
+    index = torch.tensor([[[0, 2], [1, 3]]]).expand(3, -1, -1).contiguous()
+    shared = index, draw(3, 2, 5, 4), draw(3, 2, 2, 4), draw(3, 2, 1, 4)
+    shared = shared if mapped else tuple(t[0] for t in shared)
+    own = draw(3, 2, 5), draw(3, 2, 4)
+
+    def recover(importance: Tensor, score: Tensor, *tokens: Tensor) -> tuple[Tensor, Tensor]:
+        index, x, kept, delta = tokens
+        return uk.token_recover_with_importance(x, index, kept, delta, importance, score)
+
+    def loss(importance: Tensor, score: Tensor, *tokens: Tensor) -> Tensor:
+        y, updated = recover(importance, score, *tokens)
+        return y.square().sum() + updated.square().sum()
+
+    dims = (0, 0, *(0 if mapped else None for _ in shared))
+    got = vmap(recover, in_dims=dims)(*own, *shared)
+    gradients = vmap(grad(loss, argnums=(0, 1)), in_dims=dims)(*own, *shared)
+    for i in range(3):
+        one = *(t[i] for t in own), *(t[i] if mapped else t for t in shared)
+        for results, want in ((got, recover(*one)), (gradients, grad(loss, argnums=(0, 1))(*one))):
+            for a, b in zip(results, want, strict=True):
+                close(a[i], b)
+
+
 def test_vmap_of_an_empty_axis_is_refused() -> None:
     with pytest.raises(ValueError, match="axis of at least 1, got 0"):
         vmap(kernels("cpu").moments, in_dims=(0, None))(draw(0, 5, 3), None)

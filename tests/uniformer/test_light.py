@@ -251,6 +251,26 @@ def test_the_importance_a_block_returns(keep: float) -> None:
             torch.testing.assert_close(block(x, score_token, None)[2], fresh)
 
 
+@pytest.mark.parametrize("tokens", [2, 3, 5])
+@pytest.mark.parametrize("running_mean", [True, False])
+def test_importance_and_its_gradient_as_of_the_reference(tokens: int, running_mean: bool) -> None:
+    """Of two tokens one is kept, and the other is its own representative."""
+    block = small("uniformer_xxs", running_mean=running_mean).blocks3[1]
+    x, score_token = torch.randn(2, 1, 1, tokens, 224), torch.randn(2, 1, 224)
+    old = torch.rand(2, tokens).requires_grad_()
+    results = []
+    for backend in ("reference", "cpu"):
+        with use_backend(backend):
+            _, _, new = block(x, score_token, old)
+            qkv = block.attn["qkv"].weight
+            gradients = torch.autograd.grad(new.square().sum(), (old, qkv))
+        changed = (new != old).sum(1).tolist()
+        assert changed == [2 if tokens == 2 else tokens // 2] * 2
+        results.append((new.detach(), *gradients))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+
+
 def test_scores_learn_through_the_merge() -> None:
     """The importance of the dropped tokens, which weighs them; that of the kept ones does not."""
     block = small("uniformer_xxs").blocks3[1]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import joint_attention_with_score, token_recover, token_shrink
+from ..ops import joint_attention_with_score, token_recover_with_importance, token_shrink
 from .layers import Called, Layer, depthwise_conv3d, feed_forward, layer_norm, linear, scaled
 from .parameters import LayerNorm
 from .residual import add
@@ -96,22 +96,16 @@ def hourglass_block(
     m = feed_forward(z, *scaled(gamma_2, fc1, fc2), norm=norm2)
     z = add(z, m, drop_path)
 
-    score_token, seen, score = z[:, :1], z[:, 1 : 1 + kept], score[:, 1:]
+    score_token, seen = z[:, :1], z[:, 1 : 1 + kept]
     if kept < N:
-        tokens = token_recover(tokens, index, seen, (u[:, -1:] + m[:, -1:]).to(x.dtype))
-        importance = _updated(importance, index, score, trade_off)
+        delta = (u[:, -1:] + m[:, -1:]).to(x.dtype)
+        tokens, importance = token_recover_with_importance(
+            tokens, index, seen, delta, importance, score, trade_off=trade_off
+        )
     else:
-        tokens = seen
+        tokens, score = seen, score[:, 1:]
         importance = score if importance is None else importance.lerp(score, trade_off)
     return tokens.view(x.shape), score_token, importance
-
-
-def _updated(importance: Tensor, index: Tensor, score: Tensor, trade_off: float) -> Tensor:
-    """The importance with the new one of the kept tokens, the representative's coming last."""
-    kept = importance.gather(1, index).lerp(score[:, :-1], trade_off)
-    if index.shape[1] + 1 == importance.shape[1]:  # the representative is a token itself
-        importance = importance.lerp(score[:, -1:], trade_off)
-    return importance.scatter(1, index, kept)
 
 
 def pool_importance(importance: Tensor, grid: Sequence[int]) -> Tensor:

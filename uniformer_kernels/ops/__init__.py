@@ -9,7 +9,7 @@ from .linear import linear, pack_linear
 from .local_block import depthwise_feed_forward, depthwise_linear
 from .patch_embed import patch_embed
 from .query_attention import query_attention
-from .tokens import token_recover, token_shrink
+from .tokens import token_recover, token_recover_with_importance, token_shrink
 from .window_attention import window_attention
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "patch_embed",
     "query_attention",
     "token_recover",
+    "token_recover_with_importance",
     "token_shrink",
     "window_attention",
 ]

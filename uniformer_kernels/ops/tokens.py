@@ -14,6 +14,7 @@ from ..kernels import kernels, register_fake
 from ..once import once_differentiable
 
 _SHRINK, _RECOVER = "token_shrink", "token_recover"
+_WITH_IMPORTANCE = f"{_RECOVER}_with_importance"
 _MAX_TOKENS = 8192  # of a sample, which one block of a GPU ranks
 
 
@@ -70,9 +71,54 @@ class _TokenRecover(torch.autograd.Function):
         return dx, None, dkept, ddelta, None
 
 
+class _WithImportance(torch.autograd.Function):
+    """The same with the importance's running mean."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        index: Tensor,
+        kept: Tensor,
+        delta: Tensor,
+        importance: Tensor,
+        score: Tensor,
+        trade_off: float,
+        backend: str,
+    ) -> tuple[Tensor, Tensor]:
+        return kernels(backend).token_recover_with_importance(
+            x, index, kept, delta, importance, score, trade_off
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        x, index, *_, score, ctx.trade_off, ctx.backend = inputs
+        ctx.shape, ctx.dtype = x.shape, x.dtype
+        ctx.prefixed = score.shape[1] - index.shape[1] - 1
+        ctx.save_for_backward(index)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor | None, dupdated: Tensor | None) -> tuple[Tensor | None, ...]:
+        (index,) = ctx.saved_tensors
+        backend = kernels(ctx.backend)
+        if dupdated is None:  # as of a model's last block
+            if dy is None:
+                return (None,) * len(ctx.needs_input_grad)
+            dx, dkept, ddelta = backend.token_recover_backward(_adjacent(dy), index)
+            return dx, None, dkept, ddelta, None, None, None, None
+        dy = dupdated.new_zeros(ctx.shape, dtype=ctx.dtype) if dy is None else _adjacent(dy)
+        dx, dkept, ddelta, dimportance, dscore = backend.token_recover_with_importance_backward(
+            dy, dupdated.contiguous(), index, ctx.prefixed, ctx.trade_off
+        )
+        return dx, None, dkept, ddelta, dimportance, dscore, None, None
+
+
 def _adjacent(t: Tensor) -> Tensor:
-    """The tensor with the channels of a token side by side, as the kernels read them."""
-    return t if t.stride(2) == 1 else t.contiguous()
+    """The tensor with what belongs to a token, or sample, side by side, as the kernels read it."""
+    return t if t.stride(-1) == 1 else t.contiguous()
 
 
 def _shrink(
@@ -90,6 +136,25 @@ def _recover(backend: str, x: Tensor, index: Tensor, kept: Tensor, delta: Tensor
     if needs_grad(x, kept, delta):
         return _TokenRecover.apply(*inputs, backend)
     return kernels(backend).token_recover(*inputs)
+
+
+def _recover_with_importance(
+    backend: str,
+    x: Tensor,
+    index: Tensor,
+    kept: Tensor,
+    delta: Tensor,
+    importance: Tensor,
+    score: Tensor,
+    *,
+    trade_off: float = 0.5,
+) -> tuple[Tensor, Tensor]:
+    floating = x, kept, delta, importance, score
+    x, *others = map(_adjacent, floating)
+    inputs = x, index.contiguous(), *others, trade_off
+    if needs_grad(*floating):
+        return _WithImportance.apply(*inputs, backend)
+    return kernels(backend).token_recover_with_importance(*inputs)
 
 
 def _cpu_declines(x: Tensor, *_: Any, **__: Any) -> str | None:
@@ -138,6 +203,31 @@ def _fake_recover_backward(dy: Tensor, index: Tensor) -> tuple[Tensor, Tensor, T
     return dy.new_empty(dy.shape), dy.new_empty(B, index.shape[1], C), dy.new_empty(B, 1, C)
 
 
+@register_fake(_WITH_IMPORTANCE)
+def _fake_with_importance(
+    x: Tensor,
+    index: Tensor,
+    kept: Tensor,
+    delta: Tensor,
+    importance: Tensor,
+    score: Tensor,
+    trade_off: float,
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), importance.new_empty(importance.shape)
+
+
+@register_fake(f"{_WITH_IMPORTANCE}_backward")
+def _fake_with_importance_backward(
+    dy: Tensor, dupdated: Tensor, index: Tensor, prefixed: int, trade_off: float
+) -> tuple[Tensor, ...]:
+    B, K = index.shape
+    return (
+        *_fake_recover_backward(dy, index),
+        dupdated.new_empty(dupdated.shape),
+        dupdated.new_empty(B, prefixed + K + 1),
+    )
+
+
 _token_shrink = Operator(
     _SHRINK,
     cpu=Implementation(partial(_shrink, "cpu"), _cpu_declines),
@@ -151,6 +241,15 @@ _token_recover = Operator(
     cuda=Implementation(partial(_recover, "cuda"), _cuda_declines, cuda.tokens_yield),
     triton=Implementation(partial(_recover, "triton"), _triton_declines),
     reference=Implementation(reference.token_recover, always),
+)
+_token_recover_with_importance = Operator(
+    _WITH_IMPORTANCE,
+    cpu=Implementation(partial(_recover_with_importance, "cpu"), _cpu_declines),
+    cuda=Implementation(
+        partial(_recover_with_importance, "cuda"), _cuda_declines, cuda.tokens_yield
+    ),
+    triton=Implementation(partial(_recover_with_importance, "triton"), _triton_declines),
+    reference=Implementation(reference.token_recover_with_importance, always),
 )
 
 
@@ -182,15 +281,7 @@ def token_shrink(
     checks.floating(_SHRINK, "x", x)
     checks.shape(_SHRINK, "importance", importance, x.shape[:2])
     checks.alike(_SHRINK, ("x", x), prefix=prefix)
-    wide = torch.promote_types(x.dtype, torch.float32)
-    if importance.dtype != wide:
-        raise TypeError(
-            f"{_SHRINK}: importance: expected {wide} for x in {x.dtype}, got {importance.dtype}"
-        )
-    if importance.device != x.device:
-        raise ValueError(
-            f"{_SHRINK}: importance: expected on {x.device} like x, got {importance.device}"
-        )
+    _check_wide(_SHRINK, x, importance=importance)
     if prefix is not None:
         checks.shape(_SHRINK, "prefix", prefix, [x.shape[0], "P", x.shape[2]])
     if not 0 <= keep < x.shape[1]:
@@ -218,14 +309,77 @@ def token_recover(x: Tensor, index: Tensor, kept: Tensor, delta: Tensor) -> Tens
         ValueError: a shape or device that does not fit.
         TypeError: a dtype that does not fit.
     """
-    checks.shape(_RECOVER, "x", x, ["B", "N", "C"])
-    checks.floating(_RECOVER, "x", x)
-    checks.shape(_RECOVER, "index", index, [x.shape[0], "K"])
-    checks.shape(_RECOVER, "kept", kept, [*index.shape, x.shape[2]])
-    checks.shape(_RECOVER, "delta", delta, [x.shape[0], 1, x.shape[2]])
-    checks.alike(_RECOVER, ("x", x), kept=kept, delta=delta)
-    if index.dtype != torch.int64:
-        raise TypeError(f"{_RECOVER}: index: expected torch.int64, got {index.dtype}")
-    if index.device != x.device:
-        raise ValueError(f"{_RECOVER}: index: expected on {x.device} like x, got {index.device}")
+    _check_recovered(_RECOVER, x, index, kept, delta)
     return _token_recover(x, index, kept, delta)
+
+
+def token_recover_with_importance(
+    x: Tensor,
+    index: Tensor,
+    kept: Tensor,
+    delta: Tensor,
+    importance: Tensor,
+    score: Tensor,
+    *,
+    trade_off: float = 0.5,
+) -> tuple[Tensor, Tensor]:
+    """``token_recover``, and the importance of all tokens for the next block.
+
+    That of the kept ones becomes a running mean: ``torch.lerp`` of what they had and their new
+    score. The others keep theirs, as what their representative got is nobody's; but a single one
+    is its own representative, and gets its score (TPAMI 2023, section 3.4).
+
+    Args:
+        x: ``[B, N, C]``, the tokens ``token_shrink`` had.
+        index: ``[B, K]`` int64, ascending, as ``token_shrink`` returned it.
+        kept: ``[B, K, C]``, the kept tokens' new values, any strides.
+        delta: ``[B, 1, C]``, what to add to the others.
+        importance: ``[B, N]``, float32 (float64 for float64), that ``token_shrink`` chose by.
+        score: ``[B, P + K + 1]`` in ``importance``'s dtype: for each token that ``token_shrink``
+            gave, its representative the last, as ``joint_attention_with_score`` finds it. What the
+            ``P`` in front got is not looked at.
+        trade_off: weight of the score; of the old importance it is 1 less that.
+
+    Returns:
+        ``[B, N, C]`` and ``[B, N]``, contiguous, in the dtypes of ``x`` and ``importance``.
+
+    Raises:
+        ValueError: a shape or device that does not fit.
+        TypeError: a dtype that does not fit.
+    """
+    _check_recovered(_WITH_IMPORTANCE, x, index, kept, delta)
+    checks.shape(_WITH_IMPORTANCE, "importance", importance, x.shape[:2])
+    checks.shape(_WITH_IMPORTANCE, "score", score, [x.shape[0], "P + K + 1"])
+    _check_wide(_WITH_IMPORTANCE, x, importance=importance, score=score)
+    if score.shape[1] <= index.shape[1]:
+        raise ValueError(
+            f"{_WITH_IMPORTANCE}: score: expected [{x.shape[0]}, P + {index.shape[1]} + 1], "
+            f"got {list(score.shape)}"
+        )
+    tensors = x, index, kept, delta, importance, score
+    return _token_recover_with_importance(*tensors, trade_off=trade_off)
+
+
+def _check_recovered(operator: str, x: Tensor, index: Tensor, kept: Tensor, delta: Tensor) -> None:
+    checks.shape(operator, "x", x, ["B", "N", "C"])
+    checks.floating(operator, "x", x)
+    checks.shape(operator, "index", index, [x.shape[0], "K"])
+    checks.shape(operator, "kept", kept, [*index.shape, x.shape[2]])
+    checks.shape(operator, "delta", delta, [x.shape[0], 1, x.shape[2]])
+    checks.alike(operator, ("x", x), kept=kept, delta=delta)
+    if index.dtype != torch.int64:
+        raise TypeError(f"{operator}: index: expected torch.int64, got {index.dtype}")
+    if index.device != x.device:
+        raise ValueError(f"{operator}: index: expected on {x.device} like x, got {index.device}")
+
+
+def _check_wide(operator: str, x: Tensor, **tensors: Tensor) -> None:
+    """The tensors are in the dtype that importance has beside ``x``, and on its device."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    for name, t in tensors.items():
+        if t.dtype != wide:
+            raise TypeError(
+                f"{operator}: {name}: expected {wide} for x in {x.dtype}, got {t.dtype}"
+            )
+        if t.device != x.device:
+            raise ValueError(f"{operator}: {name}: expected on {x.device} like x, got {t.device}")

@@ -24,5 +24,23 @@ def token_recover(x: Tensor, index: Tensor, kept: Tensor, delta: Tensor) -> Tens
     return (x + delta).scatter(1, index.unsqueeze(2).expand_as(kept), kept)
 
 
+def token_recover_with_importance(
+    x: Tensor,
+    index: Tensor,
+    kept: Tensor,
+    delta: Tensor,
+    importance: Tensor,
+    score: Tensor,
+    *,
+    trade_off: float = 0.5,
+) -> tuple[Tensor, Tensor]:
+    """``token_recover``, and the importance with the kept tokens' part of the score mixed in."""
+    score = score[:, score.shape[1] - index.shape[1] - 1 :]
+    seen = importance.gather(1, index).lerp(score[:, :-1], trade_off)
+    if index.shape[1] + 1 == importance.shape[1]:  # the representative is a token itself
+        importance = importance.lerp(score[:, -1:], trade_off)
+    return token_recover(x, index, kept, delta), importance.scatter(1, index, seen)
+
+
 def _rows(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index.unsqueeze(2).expand(-1, -1, x.shape[2]))

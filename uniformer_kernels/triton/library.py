@@ -97,6 +97,10 @@ _SCHEMAS = {  # by the file that implements them
         "(Tensor, Tensor)",
         "token_recover(Tensor x, Tensor index, Tensor kept, Tensor delta) -> Tensor",
         "token_recover_backward(Tensor dy, Tensor index) -> (Tensor, Tensor, Tensor)",
+        "token_recover_with_importance(Tensor x, Tensor index, Tensor kept, Tensor delta, "
+        "Tensor importance, Tensor score, float trade_off) -> (Tensor, Tensor)",
+        "token_recover_with_importance_backward(Tensor dy, Tensor dupdated, Tensor index, "
+        "int prefixed, float trade_off) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     ),
     "window_attention": (
         "window_attention(Tensor qkv, Tensor bias, int num_heads, int columns, int window_size, "

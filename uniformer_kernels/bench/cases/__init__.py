@@ -24,6 +24,7 @@ OPERATORS = (
     "fold_batch_norm",
     "token_shrink",
     "token_recover",
+    "token_recover_with_importance",
 )
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import uniformer_kernels as uk
+
 from ... import reference
 from .. import plain
 from ..case import VECTOR, Case, Results, Rival, Tensors, compiled
@@ -59,6 +61,41 @@ def _recover(
     return plain.token_recover(kept, others + delta, importance, position)[0]
 
 
+def _average_layout(importance: Tensor, score: Tensor, **tokens: Tensor) -> Tensors:
+    """The importance in the official order, too."""
+    layout = _recover_layout(**tokens)
+    position = layout["position"].long()
+    return layout | {"importance": importance.gather(1, position), "score": score}
+
+
+def _average(
+    kept: Tensor,
+    others: Tensor,
+    delta: Tensor,
+    importance: Tensor,
+    position: Tensor,
+    score: Tensor,
+) -> Results:
+    keep = kept.shape[1]
+    seen = 0.5 * importance[:, :keep] + 0.5 * score[:, 1:-1]
+    importance = torch.cat([seen, importance[:, keep:]], 1)
+    return plain.token_recover(kept, others + delta, importance, position)
+
+
+def _apart(importance: Tensor, score: Tensor, index: Tensor, **tokens: Tensor) -> Results:
+    seen = importance.gather(1, index).lerp(score[:, 1:-1], 0.5)
+    return uk.token_recover(index=index, **tokens), importance.scatter(1, index, seen)
+
+
+def _tokens(batch: int, N: int, C: int, keep: int) -> dict[str, tuple[int, ...]]:
+    return {
+        "x": (batch, N, C),
+        "index": (batch, keep),
+        "kept": (batch, keep, C),
+        "delta": (batch, 1, C),
+    }
+
+
 def cases(batch: int) -> Iterator[Case]:
     for name, (N, C, keep) in SHAPES.items():
         options: dict[str, Any] = {"keep": keep}
@@ -81,17 +118,31 @@ def cases(batch: int) -> Iterator[Case]:
         yield Case(
             "token_recover",
             name,
-            {
-                "x": (batch, N, C),
-                "index": (batch, keep),
-                "kept": (batch, keep, C),
-                "delta": (batch, 1, C),
-            },
+            _tokens(batch, N, C, keep),
             reduction=N,
             work={VECTOR: batch * (N - keep) * C},
             special={"index": partial(_index, batch, N, keep)},
             rivals={
                 "sorted (official)": Rival(_recover, _recover_layout),
                 "compiled": compiled(reference.token_recover),
+            },
+        )
+    for name, (N, C, keep) in SHAPES.items():
+        yield Case(
+            "token_recover_with_importance",
+            name,
+            _tokens(batch, N, C, keep) | {"importance": (batch, N), "score": (batch, keep + 2)},
+            reduction=N,
+            work={VECTOR: batch * ((N - keep) * C + 3 * keep)},
+            special={
+                "index": partial(_index, batch, N, keep),
+                "importance": partial(_importance, batch, N),
+                "score": partial(_importance, batch, keep + 2),
+            },
+            needs=("x", "kept", "delta", "importance", "score"),
+            rivals={
+                "sorted (official)": Rival(_average, _average_layout),
+                "token_recover, lerp, scatter": Rival(_apart),
+                "compiled": compiled(reference.token_recover_with_importance),
             },
         )
