@@ -245,14 +245,17 @@ def test_gradient_in_any_layout(layout, backend) -> None:
 @pytest.mark.parametrize("tokens", [4, 64])
 def test_other_tile_sizes(tokens, backend) -> None:
     """Several blocks of tokens and of channels, and one that is larger than there are."""
-    kernels = importlib.import_module("uniformer_kernels.triton.tokens")
+    shrink, recover = (
+        importlib.import_module(f"uniformer_kernels.triton.token_{name}")
+        for name in ("shrink", "recover")
+    )
     B, N, C, keep = 2, 21, 10, 9
     with contextlib.ExitStack() as stack:
         for tunable in (
-            kernels.SHRINK,
-            kernels.SHRINK_BACKWARD,
-            kernels.RECOVER,
-            kernels.RECOVER_BACKWARD,
+            shrink.SHRINK,
+            shrink.SHRINK_BACKWARD,
+            recover.RECOVER,
+            recover.RECOVER_BACKWARD,
         ):
             stack.enter_context(tunable.trying(BLOCK_N=tokens, BLOCK_C=4))
         hold_shrink(draw(B, N, C), importance_of(B, N), keep, draw(B, 5, C))

@@ -235,7 +235,7 @@ def test_importance_stays_wide_under_autocast(backend) -> None:
 @pytest.mark.parametrize("tokens", [4, 64])
 def test_other_tile_sizes(tokens, backend) -> None:
     """Several blocks of tokens, of which the first gives zeros to what nobody's score is."""
-    kernels = importlib.import_module("uniformer_kernels.triton.tokens")
+    kernels = importlib.import_module("uniformer_kernels.triton.token_recover")
     with contextlib.ExitStack() as stack:
         for tunable in (kernels.RECOVER, kernels.RECOVER_BACKWARD):
             stack.enter_context(tunable.trying(BLOCK_N=tokens, BLOCK_C=4))

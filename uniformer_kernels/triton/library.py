@@ -91,16 +91,18 @@ _SCHEMAS = {  # by the file that implements them
         "normalised_pooling_backward(Tensor dpooled, Tensor rows, Tensor tokens, Tensor pooled, "
         "Tensor lse, Tensor mean, Tensor rstd, bool want_tokens) -> (Tensor, Tensor)",
     ),
-    "tokens": (
-        "token_shrink(Tensor x, Tensor importance, int keep, Tensor? prefix) -> (Tensor, Tensor)",
-        "token_shrink_backward(Tensor dtokens, Tensor x, Tensor importance, Tensor index) -> "
-        "(Tensor, Tensor)",
+    "token_recover": (
         "token_recover(Tensor x, Tensor index, Tensor kept, Tensor delta) -> Tensor",
         "token_recover_backward(Tensor dy, Tensor index) -> (Tensor, Tensor, Tensor)",
         "token_recover_with_importance(Tensor x, Tensor index, Tensor kept, Tensor delta, "
         "Tensor importance, Tensor score, float trade_off) -> (Tensor, Tensor)",
         "token_recover_with_importance_backward(Tensor dy, Tensor dupdated, Tensor index, "
         "int prefixed, float trade_off) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    ),
+    "token_shrink": (
+        "token_shrink(Tensor x, Tensor importance, int keep, Tensor? prefix) -> (Tensor, Tensor)",
+        "token_shrink_backward(Tensor dtokens, Tensor x, Tensor importance, Tensor index) -> "
+        "(Tensor, Tensor)",
     ),
     "window_attention": (
         "window_attention(Tensor qkv, Tensor bias, int num_heads, int columns, int window_size, "
