@@ -421,7 +421,7 @@ std::tuple<Tensor, Tensor> token_recover_with_importance(
   check(score.dim() == 2 && score.size(1) > index.size(1), "score [B, P + K + 1]");
   check_numbers(importance, x, x.size(1), "importance [B, N], float32 (float64 for float64)");
   check_numbers(score, x, score.size(1), "score [B, P + K + 1], adjacent, like importance");
-  Tensor updated = torch::stable::new_empty(importance, importance.sizes());
+  Tensor updated = allocate(importance, importance.sizes());
   const auto run = wide_of(x) == ScalarType::Double ? update<double> : update<float>;
   run(importance, score, index, trade_off, updated);
   return {y, updated};
@@ -434,9 +434,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> token_recover_with_importance
   check(prefixed >= 0, "prefixed >= 0");
   check_numbers(dupdated, dy, dy.size(1), "dupdated [B, N], float32 (float64 for float64)");
   check(dupdated.is_contiguous(), "dupdated contiguous");
-  Tensor dimportance = torch::stable::new_empty(dupdated, dupdated.sizes());
-  Tensor dscore =
-      torch::stable::new_empty(dupdated, {dy.size(0), prefixed + index.size(1) + 1});
+  Tensor dimportance = allocate(dupdated, dupdated.sizes());
+  Tensor dscore = allocate(dupdated, {dy.size(0), prefixed + index.size(1) + 1});
   const auto run = wide_of(dy) == ScalarType::Double ? update_backward<double>
                                                      : update_backward<float>;
   run(dupdated, index, prefixed, trade_off, dimportance, dscore);
