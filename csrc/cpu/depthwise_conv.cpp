@@ -144,7 +144,7 @@ template <class S>
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, const Tensor& weight,
                                             bool residual, bool want_input, bool want_weight) {
   using A = typename accumulator<S>::type;
-  Tensor dx = want_input ? allocate(x, x.sizes()) : torch::stable::new_empty(x, {0});
+  Tensor dx = want_input ? allocate(x, x.sizes()) : allocate(x, {0});
   Tensor dw = torch::stable::new_zeros(weight, {0});
   Tensor db = torch::stable::new_zeros(weight, {0});
   if (want_weight) {
