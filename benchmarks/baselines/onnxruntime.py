@@ -35,6 +35,8 @@ def compiled(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
             logger.setLevel(level)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # Behind a call its threads would look for work on, while the next rival is timed.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(
         file.getvalue(), options, providers=["CPUExecutionProvider"]
     )
