@@ -145,7 +145,7 @@ void forward(const AttentionShape& s, const S* qkv, const S* bias, S* out, float
   constexpr int64_t tile = kTile<N>;
   const TileRegisters registers;
   const Task<N> t(s, index);
-  const int64_t width = t.width, C = s.H * s.d, depth = round_up(s.d, kDepth<N>);
+  const int64_t width = t.width, depth = round_up(s.d, kDepth<N>);
   Memory memory(t);
   Keys<N> k(t, memory, true, false), v(t, memory, false, true);
   Queries<N> q(t, memory, false);
@@ -201,13 +201,7 @@ void forward(const AttentionShape& s, const S* qkv, const S* bias, S* out, float
     };
     for_blocks<N>(t.keys, raw, soften, gather);
     transpose(sums, tile, width, tile, rows, width);
-    t.stretches(first, count, [&](int64_t i, int64_t position, int64_t length) {
-      for (const int64_t end = i + length; i < end; ++i, ++position) {
-        S* row = out + (t.b * s.N + position) * C + t.head;
-        sum_rows(rows + i * width, 1, 0, 1.f / total[i], s.d, row);
-        lse[(t.b * s.H + t.h) * s.N + position] = top[i] + __builtin_log2f(total[i]);
-      }
-    });
+    store_attended(s, t, first, count, rows, top, total, out, lse);
   }
 }
 

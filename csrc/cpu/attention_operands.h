@@ -161,6 +161,20 @@ void sum_rows(const float* in, int64_t count, int64_t stride, float factor, int6
   }
 }
 
+// What queries [first, first + count) attended to, sums in `rows` [count, width] by totals, and the
+// logarithm of their softmax's sum, to base 2; `top` is what their scores were shifted by.
+template <class S, class N>
+void store_attended(const AttentionShape& s, const Task<N>& t, int64_t first, int64_t count,
+                    const float* rows, const float* top, const float* total, S* out, float* lse) {
+  t.stretches(first, count, [&](int64_t i, int64_t position, int64_t length) {
+    for (const int64_t end = i + length; i < end; ++i, ++position) {
+      S* row = out + (t.b * s.N + position) * s.H * s.d + t.head;
+      sum_rows(rows + i * t.width, 1, 0, 1.f / total[i], s.d, row);
+      lse[(t.b * s.H + t.h) * s.N + position] = top[i] + __builtin_log2f(total[i]);
+    }
+  });
+}
+
 // A matrix on the left of a product, and one on the right.
 template <class N>
 struct Left {

@@ -213,7 +213,7 @@ bool forward_tiles(const AttentionShape& s, const S* qkv, const S* bias, S* out,
   constexpr int64_t kCalls = kParts<N> * (kParts<N> + 1) / 2 * (WIDTH / kEdge * 2);
   const TileRegisters registers;
   const Task<N> t(s, index);
-  const int64_t C = s.H * s.d, all = t.padded + t.tokens;
+  const int64_t all = t.padded + t.tokens;
   Memory memory(t);
   bf16* k = memory.take<bf16>(kParts<N> * t.keys * WIDTH);
   bf16* v = memory.take<bf16>(kParts<N> * t.keys * WIDTH);
@@ -291,13 +291,7 @@ bool forward_tiles(const AttentionShape& s, const S* qkv, const S* bias, S* out,
     store(tops, top);
     store(totals, total);
     transpose(sums, kEdge, WIDTH, kEdge, rows, WIDTH);
-    t.stretches(first, count, [&](int64_t i, int64_t position, int64_t length) {
-      for (const int64_t end = i + length; i < end; ++i, ++position) {
-        S* row = out + (t.b * s.N + position) * C + t.head;
-        sum_rows(rows + i * WIDTH, 1, 0, 1.f / totals[i], s.d, row);
-        lse[(t.b * s.H + t.h) * s.N + position] = tops[i] + __builtin_log2f(totals[i]);
-      }
-    });
+    store_attended(s, t, first, count, rows, tops, totals, out, lse);
   }
   return true;
 }
