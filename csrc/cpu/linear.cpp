@@ -15,8 +15,8 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kPacked = 1 << 20;  // bytes of rows that stay in L2 while weights pass by
-constexpr int64_t kMostRows = 256, kRowStep = 32;
+constexpr int64_t kPacked = 3 << 19;  // bytes of rows that stay in L2 while weights pass by
+constexpr int64_t kMostRows = 256, kRowStep = 16;
 constexpr int64_t kPart = 1 << 14;  // numbers worth a task of their own
 
 template <class X, class Y>
@@ -112,11 +112,19 @@ int64_t set_tasks(LinearShape& s, int64_t most) {
   return divide_up(s.rows, s.block);
 }
 
-// y, and a task for every block of its rows, of which `widest` numbers each are packed:
-// run(x, residual, y, task).
+// Bytes of a row that a feed-forward network packs, and of its sums where they are gathered.
+template <class X, class Y>
+int64_t row_bytes(const LinearKernels<X, Y>& kernel, const PackedLayer& first,
+                  const PackedLayer& second) {
+  const int64_t hidden = std::min(first.outputs, kernel.hidden);
+  const int64_t gathered = hidden < first.outputs ? second.outputs : 0;
+  return kernel.bytes * (first.inputs + hidden) + static_cast<int64_t>(sizeof(float)) * gathered;
+}
+
+// y, and a task for every block of its rows, each of which takes `bytes`: run(x, residual, y, task).
 template <class X, class Y, class Run>
 Tensor compute(const LinearKernels<X, Y>& kernel, LinearShape& s, const Tensor& x, int64_t outputs,
-               const std::optional<Tensor>& residual, int64_t widest, Run run) {
+               const std::optional<Tensor>& residual, int64_t bytes, Run run) {
   check(is_matrix(x, kType<X>) && has_rows(x), "x [N, C] with adjacent channels");
   check(!residual || (is_matrix(*residual, kType<Y>) && residual->size(0) == x.size(0) &&
                       residual->size(1) == outputs && has_rows(*residual)),
@@ -125,7 +133,7 @@ Tensor compute(const LinearKernels<X, Y>& kernel, LinearShape& s, const Tensor& 
   s.residual_stride = residual ? residual->stride(0) : 0;
   Tensor y = allocate(x, {s.rows, outputs}, kType<Y>);
   if (y.numel() == 0) return y;
-  const int64_t tasks = set_tasks(s, kPacked / (kernel.bytes * std::max<int64_t>(widest, 1)));
+  const int64_t tasks = set_tasks(s, kPacked / std::max<int64_t>(bytes, 1));
   const X* in = static_cast<const X*>(x.const_data_ptr());
   const Y* add = residual ? static_cast<const Y*>(residual->const_data_ptr()) : nullptr;
   Y* out = static_cast<Y*>(y.mutable_data_ptr());
@@ -171,9 +179,8 @@ Tensor bfloat16_linear(const Tensor& x, const Tensor& weight, const std::optiona
                                               : Activation::none;
   return with_kernels(x, residual, [&](const auto& kernel) {
     const Layer layer(kernel, weight, bias, packed);
-    return compute(kernel, s, x, layer.outputs, residual, layer.inputs, [&](auto... of_task) {
-      kernel.linear(s, layer, of_task...);
-    });
+    return compute(kernel, s, x, layer.outputs, residual, kernel.bytes * layer.inputs,
+                   [&](auto... of_task) { kernel.linear(s, layer, of_task...); });
   });
 }
 
@@ -191,9 +198,8 @@ Tensor bfloat16_feed_forward(const Tensor& x, const Tensor& fc1_weight,
   return with_kernels(x, residual, [&](const auto& kernel) {
     const Layer first(kernel, fc1_weight, fc1_bias, fc1_packed);
     const Layer second(kernel, fc2_weight, fc2_bias, fc2_packed);
-    return compute(kernel, s, x, second.outputs, residual, first.outputs, [&](auto... of_task) {
-      kernel.feed_forward(s, first, second, of_task...);
-    });
+    return compute(kernel, s, x, second.outputs, residual, row_bytes(kernel, first, second),
+                   [&](auto... of_task) { kernel.feed_forward(s, first, second, of_task...); });
   });
 }
 
@@ -213,7 +219,8 @@ Tensor bfloat16_pointwise_feed_forward(
     const Layer pw(kernel, pw_weight, pw_bias, pw_packed);
     const Layer first(kernel, fc1_weight, fc1_bias, fc1_packed);
     const Layer second(kernel, fc2_weight, fc2_bias, fc2_packed);
-    return compute(kernel, s, x, pw.outputs, residual, std::max(pw.inputs, first.outputs),
+    const int64_t bytes = std::max(kernel.bytes * pw.inputs, row_bytes(kernel, first, second));
+    return compute(kernel, s, x, pw.outputs, residual, bytes,
                    [&](const auto* in, const auto* add, auto* out, int64_t task) {
                      const int64_t row = task * s.block;
                      LinearShape part = s;

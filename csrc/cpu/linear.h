@@ -31,6 +31,7 @@ struct LinearKernels {
   int64_t panel;  // outputs in a panel
   int64_t depth;  // inputs of a packed weight are zero-filled to a multiple of this
   int64_t bytes;  // of a packed number
+  int64_t hidden;  // activations between two layers that exist at once of a row
   // One panel of weight [outputs, inputs], whose outputs or inputs lie side by side.
   void (*pack)(const X* weight, int64_t output_stride, int64_t input_stride, int64_t inputs,
                int64_t outputs, int64_t index, void* panel);

@@ -114,6 +114,46 @@ Left place(N* data, int64_t width) {
   return {data, kParts<Left> == 1 ? apart(width) : kParts<Left> * width};
 }
 
+// Activations between two layers that exist at once of a row: float32's parts, and the weights they
+// meet, would leave L2 with all of them.
+template <class Left>
+constexpr int64_t kHidden = kParts<Left> == 1 ? 1 << 20 : 384;
+
+// A layer's panels, or what lies in them of its outputs or inputs from `first`.
+template <class Left>
+struct Panels {
+  static constexpr int64_t kParted = kPanel * kParts<Left>;
+
+  const N* weight;
+  const float* bias;        // added to what the first inputs come to
+  int64_t inputs, outputs;  // zero-filled to what is multiplied, and not
+  int64_t apart;            // from one panel to the next
+
+  explicit Panels(const PackedLayer& layer)
+      : weight(static_cast<const N*>(layer.weight)), bias(layer.bias),
+        inputs(round_up(layer.inputs, kWhole)), outputs(layer.outputs), apart(inputs * kParted) {}
+
+  // The zeros behind a layer's last outputs count as outputs here.
+  Panels outputs_from(int64_t first, int64_t count) const {
+    Panels part = *this;
+    part.weight = at(first), part.bias += first;
+    part.outputs = min(count, round_up(outputs - first, kPanel));
+    return part;
+  }
+  Panels inputs_from(int64_t first, int64_t count) const {
+    Panels part = *this;
+    part.weight += first * kParted, part.bias = first == 0 ? bias : nullptr;
+    part.inputs = min(count, inputs - first);
+    return part;
+  }
+
+  const N* at(int64_t output) const { return weight + output / kPanel * apart; }
+  const float* start(int64_t output) const {
+    alignas(64) static constexpr float zeros[kPanel] = {};
+    return bias ? bias + output : zeros;
+  }
+};
+
 // Calls visit(row, output, sums [rows, kPanel], rows, outputs) for all of layer(x), by tiles or by a
 // few rows of one.  There is room for kRoom numbers in `sums`.
 #if defined(__AMX_BF16__)
@@ -168,11 +208,11 @@ struct Meanwhile {
 // A tile's rows stay close while the panels of a group, which stay in L2, pass by.  A reduction is
 // never cut: sums that were just stored would be long in coming back.
 template <class Left, class Visit>
-UK_INLINE void multiply(const Left& x, int64_t rows, const PackedLayer& layer, float* sums,
+UK_INLINE void multiply(const Left& x, int64_t rows, const Panels<Left>& layer, float* sums,
                         const Visit& visit) {
   constexpr int64_t kGroup = (1 << 18) / kParts<Left>;
-  const int64_t n = round_up(layer.inputs, kWhole), all = n * kParts<Left>;
-  const int64_t group = max(kGroup / (n * kPanel), 1) * kPanel, steps = all / kDepth<N>;
+  const int64_t n = layer.inputs, steps = n * kParts<Left> / kDepth<N>;
+  const int64_t group = max(kGroup / (n * kPanel), 1) * kPanel;
   Pending<Left, Visit> pending{x, visit, n};
   const Meanwhile<Pending<Left, Visit>> meanwhile{&pending};
   float* out = sums;
@@ -181,8 +221,8 @@ UK_INLINE void multiply(const Left& x, int64_t rows, const PackedLayer& layer, f
     for (int64_t r = 0; r < rows; r += kRows)
       for (int64_t o = first; o < min(first + group, layer.outputs); o += kPanel) {
         const int64_t count = min(kRows, rows - r);
-        const N* right = static_cast<const N*>(layer.weight) + o * all;
-        const float* bias = layer.bias + o;
+        const N* right = layer.at(o);
+        const float* bias = layer.start(o);
         pending.ahead = right + 2 * kDepth<N> * kPanel;
         pending.each = (pending.rows + steps - 1) / steps;
         if (count > kRows / 2)
@@ -200,17 +240,15 @@ UK_INLINE void multiply(const Left& x, int64_t rows, const PackedLayer& layer, f
 constexpr int64_t kRoom = kRows * kPanel;
 
 template <class Visit>
-UK_INLINE void multiply(const Rows<N>& x, int64_t rows, const PackedLayer& layer, float* sums,
+UK_INLINE void multiply(const Rows<N>& x, int64_t rows, const Panels<Rows<N>>& layer, float* sums,
                         const Visit& visit) {
-  const int64_t whole = round_up(layer.inputs, kWhole);
-  const N* panel = static_cast<const N*>(layer.weight);
-  for (int64_t o = 0; o < layer.outputs; o += kPanel, panel += whole * kPanel)
+  for (int64_t o = 0; o < layer.outputs; o += kPanel)
     for (int64_t r = 0; r < rows; r += kRows) {
       const int64_t count = min(kRows, rows - r);
       for (int64_t i = 0; i < count; ++i)
-        __builtin_memcpy(sums + i * kPanel, layer.bias + o, kPanel * sizeof(float));
-      product(count, kPanel, x.at(r, 0), x.stride, kWord<N>, panel,
-              kPanel * kWord<N>, whole, sums, kPanel, true);
+        __builtin_memcpy(sums + i * kPanel, layer.start(o), kPanel * sizeof(float));
+      product(count, kPanel, x.at(r, 0), x.stride, kWord<N>, layer.at(o),
+              kPanel * kWord<N>, layer.inputs, sums, kPanel, true);
       visit(r, o, sums, count, min(kPanel, layer.outputs - o));
     }
 }
@@ -257,12 +295,29 @@ UK_INLINE void store_panel(bf16* y, const vec<float> (&v)[kPanel / L]) {
 }
 #endif
 
-// What becomes of a tile: rows of `out` = [residual +] activation(sums).
-template <class A, class Out, class Y>
+// What becomes of a tile of some inputs' sums: they are added to those of the inputs before.
+struct Gather {
+  Rows<float> gathered;
+  bool first;
+
+  [[gnu::always_inline]] void operator()(int64_t row, int64_t output, const float* sums,
+                                         int64_t rows, int64_t) const {
+    for (int64_t r = row; r < row + rows; ++r, sums += kPanel)
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < kPanel; i += L) {
+        float* p = gathered.at(r, output + i);
+        store(p, first ? load(sums + i) : load(p) + load(sums + i));
+      }
+  }
+};
+
+// And of the last inputs': rows of `out` = [residual +] activation([gathered +] sums).
+template <class A, class Out, class Y, class Gathered = Nothing>
 struct Finish {
   const A& activation;
   Rows<const Y> residual;
   Out out;
+  Gathered gathered = {};
 
   [[gnu::always_inline]] void operator()(int64_t row, int64_t output, const float* sums,
                                          int64_t rows, int64_t outputs) const {
@@ -280,7 +335,7 @@ struct Finish {
       vec<float> v[kPanel / L];
 #pragma GCC unroll 4
       for (int64_t i = 0; i < kPanel / L; ++i) {
-        v[i] = activation.value(load(sums + i * L));
+        v[i] = activation.value(total(r, output + i * L, sums + i * L));
         if constexpr (RESIDUAL) v[i] += load(residual.at(r, output) + i * L);
       }
       if constexpr (kParts<Out> == 1)
@@ -290,12 +345,18 @@ struct Finish {
     }
   }
 
+  [[gnu::always_inline]] vec<float> total(int64_t row, int64_t output, const float* sums) const {
+    if constexpr (!std::is_same_v<Gathered, Nothing>)
+      if (gathered.data) return load(gathered.at(row, output)) + load(sums);
+    return load(sums);
+  }
+
   [[gnu::always_inline]] void part(int64_t row, int64_t output, const float* sums, int64_t rows,
                                    int64_t outputs) const {
     for (int64_t r = row; r < row + rows; ++r, sums += kPanel)
       for (int64_t o = 0; o < outputs; o += L) {
         const int64_t count = min(L, outputs - o);
-        vec<float> v = activation.value(load(sums + o));
+        vec<float> v = activation.value(total(r, output + o, sums + o));
         if (residual.data) v += load_some<float>(residual.at(r, output + o), count, 1);
         store_some<float>(out.at(r, output + o), v, count);
       }
@@ -320,7 +381,7 @@ void linear_as(const A& activation, const LinearShape& s, const PackedLayer& lay
   const Finish<A, Rows<Y>, Y> out{activation,
                                   rows_of(residual, s.residual_stride, first),
                                   rows_of(y, layer.outputs, first)};
-  multiply(input, rows, layer, sums, out);
+  multiply(input, rows, Panels<Left>(layer), sums, out);
 }
 
 template <class X, class Y>
@@ -341,22 +402,34 @@ void feed_forward(const LinearShape& s, const PackedLayer& fc1, const PackedLaye
   const TileRegisters registers;
   const int64_t first = task * s.block, rows = min(s.block, s.rows - first);
   const int64_t tall = round_up(rows, kRows);
-  Left hidden = place<Left>(nullptr, round_up(fc1.outputs, kPanel));
+  const int64_t chunks = (fc1.outputs + kHidden<Left> - 1) / kHidden<Left>;
+  const int64_t chunk = round_up((fc1.outputs + chunks - 1) / chunks, kPanel);
+  const int64_t wide = chunks > 1 ? round_up(fc2.outputs, kPanel) : 0;
+  Left hidden = place<Left>(nullptr, chunk);
   Left copy = place<Left>(nullptr, round_up(fc1.inputs, kWhole));
-  float* sums = scratch<float>(kRoom + tall * (hidden.stride + copy.stride));
-  hidden.data = (N*)(sums + kRoom), copy.data = hidden.data + tall * hidden.stride;
+  float* sums = scratch<float>(kRoom + tall * (wide + hidden.stride + copy.stride));
+  const Rows<float> gathered = {sums + kRoom, wide};
+  hidden.data = (N*)(gathered.data + tall * wide), copy.data = hidden.data + tall * hidden.stride;
   const Left input = left(x + first * s.x_stride, s.x_stride, rows, fc1.inputs, copy);
-  PackedLayer whole = fc1;  // also writes the zeros behind the hidden activations
-  whole.outputs = round_up(fc1.outputs, kPanel);
-  with_activation<X>(s.activation == Activation::quick_gelu, [&](const auto& activation) {
-    const Finish<std::decay_t<decltype(activation)>, Left, N> out{activation, {}, hidden};
-    multiply(input, rows, whole, sums, out);
-  });
   const None none;
-  const Finish<None, Rows<Y>, Y> out{none,
-                                     rows_of(residual, s.residual_stride, first),
-                                     rows_of(y, fc2.outputs, first)};
-  multiply(hidden, rows, fc2, sums, out);
+  for (int64_t h = 0; h < fc1.outputs; h += chunk) {
+    with_activation<X>(s.activation == Activation::quick_gelu, [&](const auto& activation) {
+      const Finish<std::decay_t<decltype(activation)>, Left, N> out{activation, {}, hidden};
+      multiply(input, rows, Panels<Left>(fc1).outputs_from(h, chunk), sums, out);
+    });
+    const Panels<Left> second = Panels<Left>(fc2).inputs_from(h, chunk);
+    using Gathered = std::conditional_t<(kParts<Left> > 1), Rows<float>, Nothing>;
+    Finish<None, Rows<Y>, Y, Gathered> out{none, rows_of(residual, s.residual_stride, first),
+                                           rows_of(y, fc2.outputs, first)};
+    if constexpr (std::is_same_v<Gathered, Rows<float>>) {
+      if (h > 0) out.gathered = gathered;
+      if (h + chunk < fc1.outputs) {
+        multiply(hidden, rows, second, sums, Gather{gathered, h == 0});
+        continue;
+      }
+    }
+    multiply(hidden, rows, second, sums, out);
+  }
 }
 
 template <class S>
@@ -382,6 +455,7 @@ template <class X, class Y>
 const LinearKernels<X, Y>& linear_kernels() {
   static constexpr LinearKernels<X, Y> kernels = {kPanel,       kWhole,
                                                   sizeof(N) * kParts<typename left_of<X>::type>,
+                                                  kHidden<typename left_of<X>::type>,
                                                   pack,         linear,
                                                   feed_forward, activation_backward};
   return kernels;

@@ -89,6 +89,29 @@ def test_wide_feed_forward(sizes, dtype, backend) -> None:
         check(feed_forward, reference.feed_forward, inputs, reduction=C * hidden, needs=needs)
 
 
+@pytest.mark.parametrize("hidden", [383, 385, 800])
+def test_hidden_activations_in_chunks(hidden, backend) -> None:
+    """As float32's are on AMX, with enough rows to go there; an infinity in any chunk stays one."""
+    inputs = {
+        "x": draw(45, 20),
+        "fc1_weight": draw(hidden, 20) * 20**-0.5,
+        "fc1_bias": draw(hidden),
+        "fc2_weight": draw(70, hidden) * hidden**-0.5,
+        "fc2_bias": draw(70),
+    }
+    for residual in (None, draw(45, 70)):
+        given = inputs | {"residual": residual}
+        check(feed_forward, reference.feed_forward, given, reduction=20 * hidden)
+        for column in (0, hidden // 2, hidden - 1):
+            bad = given["fc2_weight"].clone()
+            bad[33, column] = float("inf")
+            got, want = (
+                f(**given | {"fc2_weight": bad}) for f in (feed_forward, reference.feed_forward)
+            )
+            assert not want[:, 33].isfinite().any()
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
 NORMALISED = {
     "linear": {"weight": (33, 70)},
     "narrow feed_forward": {"fc1_weight": (40, 70), "fc2_weight": (24, 40)},
