@@ -174,6 +174,9 @@ UK_INLINE void multiply_block(const SplitRows& x, int64_t row, const N* right, i
 
 UK_INLINE void repair(const Rows<N>&, int64_t, const N*, int64_t, const float*, float*) {}
 
+constexpr int64_t kLine = 64 / sizeof(N);  // numbers in a line: a step multiplies kPanel of these
+static_assert(kDepth<N> == kLine);
+
 // What is left to visit of the last tile, and how many of its rows at every step of the next one.
 template <class Left, class Visit>
 struct Pending {
@@ -184,7 +187,8 @@ struct Pending {
   const float* bias = nullptr;
   float* sums = nullptr;
   int64_t row = 0, output = 0, rows = 0, outputs = 0, each = 0;
-  const N* ahead = nullptr;  // what to fetch
+  const N* ahead = nullptr;  // what to fetch to L2, so many lines at every step
+  int64_t lines = 0;
 
   [[gnu::always_inline]] void advance(int64_t count) {
     for (int64_t r = 0; r < count; ++r) repair(x, row + r, right, inputs, bias, sums + r * kPanel);
@@ -197,22 +201,23 @@ template <class P>
 struct Meanwhile {
   P* pending;
 
-  [[gnu::always_inline]] void at(int64_t i) const {
-#pragma GCC unroll 32
-    for (int line = 0; line < 32; ++line)
-      __builtin_prefetch(pending->ahead + i * kPanel + 32 * line);
+  [[gnu::always_inline]] void at(int64_t) const {
+    for (int64_t line = 0; line < pending->lines; ++line, pending->ahead += kLine)
+      __builtin_prefetch(pending->ahead, 0, 2);
     if (pending->rows > 0) pending->advance(min(pending->each, pending->rows));
   }
 };
 
-// A tile's rows stay close while the panels of a group, which stay in L2, pass by.  A reduction is
-// never cut: sums that were just stored would be long in coming back.
+// A tile's rows stay close while the panels of a group, which stay in L2, pass by; every tile fetches
+// its share of the next group.  A reduction is never cut: sums that were just stored would be long
+// in coming back.
 template <class Left, class Visit>
 UK_INLINE void multiply(const Left& x, int64_t rows, const Panels<Left>& layer, float* sums,
                         const Visit& visit) {
-  constexpr int64_t kGroup = (1 << 18) / kParts<Left>;
+  constexpr int64_t kGroup = (1 << 16) / kParts<Left>;
   const int64_t n = layer.inputs, steps = n * kParts<Left> / kDepth<N>;
   const int64_t group = max(kGroup / (n * kPanel), 1) * kPanel;
+  const int64_t tiles = (rows + kRows - 1) / kRows, share = (kPanel + tiles - 1) / tiles;
   Pending<Left, Visit> pending{x, visit, n};
   const Meanwhile<Pending<Left, Visit>> meanwhile{&pending};
   float* out = sums;
@@ -223,7 +228,8 @@ UK_INLINE void multiply(const Left& x, int64_t rows, const Panels<Left>& layer, 
         const int64_t count = min(kRows, rows - r);
         const N* right = layer.at(o);
         const float* bias = layer.start(o);
-        pending.ahead = right + 2 * kDepth<N> * kPanel;
+        pending.lines = o + group < layer.outputs ? share : 0;
+        pending.ahead = layer.at(o + group) + r / kRows * steps * share * kLine;
         pending.each = (pending.rows + steps - 1) / steps;
         if (count > kRows / 2)
           multiply_block<2>(x, r, right, n, bias, out, meanwhile);
