@@ -61,11 +61,12 @@ int64_t set_tasks(FeedForwardShape& s) {
   const int64_t groups = divide_up(hidden * across / 2, kGroup);
   s.group = whole(divide_up(hidden, groups));
   const int64_t row = kParts * sizeof(bf16) * (hidden + 2 * across);
-  const int64_t chunk = std::min(std::max(kChunk / row, kLeastRows), whole(s.rows));
+  const int64_t chunks = divide_up(s.rows, std::max(kChunk / row, kLeastRows));
+  const int64_t chunk = whole(divide_up(s.rows, chunks));
   const int64_t most = std::max<int64_t>(chunk / kLeastRows, 1);
   const int64_t wanted = divide_up(kTasks, divide_up(hidden, s.group));
   s.part = whole(divide_up(chunk, std::min(wanted, most)));
-  s.chunk = whole(chunk);
+  s.chunk = chunk;
   return divide_up(s.chunk, s.part);
 }
 
@@ -125,19 +126,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> split_feed_forward_backward(
   Tensor db2 = allocate(x, {s.outputs});
   // Any split of the rows gives the same dx.
   const int64_t threads = torch::stable::get_num_threads();
-  const int64_t most = whole(std::clamp<int64_t>(kRows / hidden, 1, divide_up(s.chunk, threads)));
   for (int64_t first = 0; first < s.rows; first += s.chunk) {
     const int64_t count = std::min(s.chunk, s.rows - first);
     torch::stable::parallel_for(0, divide_up(count, kSide), 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) kernel.split(s, o, first, i * kSide);
     });
+    // Each thread gets groups, as the last chunk may leave parts without rows.
     torch::stable::parallel_for(0, parts * groups, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task) kernel.add(s, o, first, task);
+      for (int64_t i = begin; i < end; ++i)
+        kernel.add(s, o, first, i % parts * groups + i / parts);
     });
     if (!want_input) continue;
-    torch::stable::parallel_for(0, divide_up(count, most), 1, [&](int64_t begin, int64_t end) {
+    const int64_t blocks = divide_up(count, kSide), most = std::max<int64_t>(kRows / hidden, 1);
+    const int64_t tasks = divide_up(divide_up(count, most), threads) * threads;
+    torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i)
-        kernel.input(s, o, first, i * most, (i + 1) * most, data<float>(dx));
+        kernel.input(s, o, first, i * blocks / tasks * kSide, (i + 1) * blocks / tasks * kSide,
+                     data<float>(dx));
     });
   }
   float* results[] = {data<float>(dfc1), data<float>(db1), data<float>(dfc2), data<float>(db2)};

@@ -103,13 +103,18 @@ struct Layer : PackedLayer {
   Tensor memory;
 };
 
-// Any split gives the same result, so it may follow the number of threads.
-int64_t set_tasks(LinearShape& s, int64_t most) {
+// Calls run(first row, rows) for tasks of `most` rows or fewer, which have as many as each other but
+// for a step.  Any split gives the same result, so it may follow the number of threads.
+template <class Run>
+void by_rows(int64_t N, int64_t most, Run run) {
   most = std::clamp<int64_t>(most / kRowStep * kRowStep, kRowStep, kMostRows);
-  const int64_t threads = torch::stable::get_num_threads();
-  const int64_t tasks = divide_up(divide_up(s.rows, most), threads) * threads;
-  s.block = divide_up(divide_up(s.rows, tasks), kRowStep) * kRowStep;
-  return divide_up(s.rows, s.block);
+  const int64_t threads = torch::stable::get_num_threads(), steps = divide_up(N, kRowStep);
+  const int64_t tasks = std::min(divide_up(divide_up(N, most), threads) * threads, steps);
+  const auto start = [&](int64_t task) { return std::min(task * steps / tasks * kRowStep, N); };
+  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task)
+      run(start(task), start(task + 1) - start(task));
+  });
 }
 
 // Bytes of a row that a feed-forward network packs, and of its sums where they are gathered.
@@ -121,9 +126,9 @@ int64_t row_bytes(const LinearKernels<X, Y>& kernel, const PackedLayer& first,
   return kernel.bytes * (first.inputs + hidden) + static_cast<int64_t>(sizeof(float)) * gathered;
 }
 
-// y, and a task for every block of its rows, each of which takes `bytes`: run(x, residual, y, task).
+// y, and for each of its rows, which takes so many `bytes`, a task: run(shape, x, residual, y).
 template <class X, class Y, class Run>
-Tensor compute(const LinearKernels<X, Y>& kernel, LinearShape& s, const Tensor& x, int64_t outputs,
+Tensor compute(const LinearKernels<X, Y>&, LinearShape s, const Tensor& x, int64_t outputs,
                const std::optional<Tensor>& residual, int64_t bytes, Run run) {
   check(is_matrix(x, kType<X>) && has_rows(x), "x [N, C] with adjacent channels");
   check(!residual || (is_matrix(*residual, kType<Y>) && residual->size(0) == x.size(0) &&
@@ -133,12 +138,15 @@ Tensor compute(const LinearKernels<X, Y>& kernel, LinearShape& s, const Tensor& 
   s.residual_stride = residual ? residual->stride(0) : 0;
   Tensor y = allocate(x, {s.rows, outputs}, kType<Y>);
   if (y.numel() == 0) return y;
-  const int64_t tasks = set_tasks(s, kPacked / std::max<int64_t>(bytes, 1));
   const X* in = static_cast<const X*>(x.const_data_ptr());
   const Y* add = residual ? static_cast<const Y*>(residual->const_data_ptr()) : nullptr;
   Y* out = static_cast<Y*>(y.mutable_data_ptr());
-  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) run(in, add, out, task);
+  const int64_t N = s.rows;
+  by_rows(N, kPacked / std::max<int64_t>(bytes, 1), [&](int64_t first, int64_t rows) {
+    LinearShape part = s;
+    part.rows = rows;
+    run(part, in + first * s.x_stride, add ? add + first * s.residual_stride : nullptr,
+        out + first * outputs);
   });
   return y;
 }
@@ -180,7 +188,9 @@ Tensor bfloat16_linear(const Tensor& x, const Tensor& weight, const std::optiona
   return with_kernels(x, residual, [&](const auto& kernel) {
     const Layer layer(kernel, weight, bias, packed);
     return compute(kernel, s, x, layer.outputs, residual, kernel.bytes * layer.inputs,
-                   [&](auto... of_task) { kernel.linear(s, layer, of_task...); });
+                   [&](const LinearShape& part, auto... data) {
+                     kernel.linear(part, layer, data...);
+                   });
   });
 }
 
@@ -199,7 +209,9 @@ Tensor bfloat16_feed_forward(const Tensor& x, const Tensor& fc1_weight,
     const Layer first(kernel, fc1_weight, fc1_bias, fc1_packed);
     const Layer second(kernel, fc2_weight, fc2_bias, fc2_packed);
     return compute(kernel, s, x, second.outputs, residual, row_bytes(kernel, first, second),
-                   [&](auto... of_task) { kernel.feed_forward(s, first, second, of_task...); });
+                   [&](const LinearShape& part, auto... data) {
+                     kernel.feed_forward(part, first, second, data...);
+                   });
   });
 }
 
@@ -221,18 +233,13 @@ Tensor bfloat16_pointwise_feed_forward(
     const Layer second(kernel, fc2_weight, fc2_bias, fc2_packed);
     const int64_t bytes = std::max(kernel.bytes * pw.inputs, row_bytes(kernel, first, second));
     return compute(kernel, s, x, pw.outputs, residual, bytes,
-                   [&](const auto* in, const auto* add, auto* out, int64_t task) {
-                     const int64_t row = task * s.block;
-                     LinearShape part = s;
-                     part.rows = part.block = std::min(s.block, s.rows - row);
+                   [&](LinearShape part, const auto* in, const auto* add, auto* out) {
                      part.activation = Activation::none;
-                     out += row * pw.outputs;
-                     kernel.linear(part, pw, in + row * s.x_stride, add + row * s.residual_stride,
-                                   out, 0);
+                     kernel.linear(part, pw, in, add, out);
                      // In place: a row is read for the last time where it is written.
                      part.activation = Activation::gelu;
                      part.x_stride = part.residual_stride = pw.outputs;
-                     kernel.feed_forward(part, first, second, out, out, out, 0);
+                     kernel.feed_forward(part, first, second, out, out, out);
                    });
   };
   if (x.scalar_type() == ScalarType::Float) return run(kernels<float, float>());

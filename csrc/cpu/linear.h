@@ -18,10 +18,9 @@ struct PackedLayer {
   const float* bias;  // [outputs], zero-filled to a whole panel
 };
 
-// y [rows, outputs] = [residual +] layer(x), rows of x and residual apart by strides.
+// A task's y [rows, outputs] = [residual +] layer(x), rows of x and residual apart by strides.
 struct LinearShape {
   int64_t rows, x_stride, residual_stride;
-  int64_t block;  // rows in one task
   Activation activation;
 };
 
@@ -35,11 +34,10 @@ struct LinearKernels {
   // One panel of weight [outputs, inputs], whose outputs or inputs lie side by side.
   void (*pack)(const X* weight, int64_t output_stride, int64_t input_stride, int64_t inputs,
                int64_t outputs, int64_t index, void* panel);
-  // A task's rows of activation(layer(x)), or of second(activation(first(x))), plus the residual.
-  void (*linear)(const LinearShape&, const PackedLayer&, const X* x, const Y* residual, Y* y,
-                 int64_t task);
+  // activation(layer(x)), or second(activation(first(x))), plus the residual.
+  void (*linear)(const LinearShape&, const PackedLayer&, const X* x, const Y* residual, Y* y);
   void (*feed_forward)(const LinearShape&, const PackedLayer& first, const PackedLayer& second,
-                       const X* x, const Y* residual, Y* y, int64_t task);
+                       const X* x, const Y* residual, Y* y);
   // z becomes activation(z), and dhidden, the gradient of that, the gradient of z.
   void (*activation_backward)(bool quick, Y* z, Y* dhidden, int64_t count);
 };

@@ -260,7 +260,7 @@ UK_INLINE void multiply(const Rows<N>& x, int64_t rows, const Panels<Rows<N>>& l
 }
 #endif
 
-// A task's rows of x where they can be multiplied: as they lie, or in `copy`.
+// Rows of x where they can be multiplied: as they lie, or in `copy`.
 UK_INLINE Rows<N> left(const bf16* x, int64_t stride, int64_t rows, int64_t inputs,
                        const Rows<N>& copy) {
   const int64_t whole = round_up(inputs, kWhole);
@@ -369,45 +369,33 @@ struct Finish {
   }
 };
 
-// A task's rows of a matrix, if there is one.
-template <class T>
-Rows<T> rows_of(T* data, int64_t stride, int64_t first) {
-  return {data ? data + first * stride : nullptr, stride};
-}
-
 template <class A, class X, class Y>
 void linear_as(const A& activation, const LinearShape& s, const PackedLayer& layer, const X* x,
-               const Y* residual, Y* y, int64_t task) {
+               const Y* residual, Y* y) {
   using Left = typename left_of<X>::type;
-  const int64_t first = task * s.block, rows = min(s.block, s.rows - first);
   Left copy = place<Left>(nullptr, round_up(layer.inputs, kWhole));
-  float* sums = scratch<float>(kRoom + round_up(rows, kRows) * copy.stride);
+  float* sums = scratch<float>(kRoom + round_up(s.rows, kRows) * copy.stride);
   copy.data = (N*)(sums + kRoom);
-  const Left input = left(x + first * s.x_stride, s.x_stride, rows, layer.inputs, copy);
-  const Finish<A, Rows<Y>, Y> out{activation,
-                                  rows_of(residual, s.residual_stride, first),
-                                  rows_of(y, layer.outputs, first)};
-  multiply(input, rows, Panels<Left>(layer), sums, out);
+  const Left input = left(x, s.x_stride, s.rows, layer.inputs, copy);
+  const Finish<A, Rows<Y>, Y> out{activation, {residual, s.residual_stride}, {y, layer.outputs}};
+  multiply(input, s.rows, Panels<Left>(layer), sums, out);
 }
 
 template <class X, class Y>
-void linear(const LinearShape& s, const PackedLayer& layer, const X* x, const Y* residual, Y* y,
-            int64_t task) {
+void linear(const LinearShape& s, const PackedLayer& layer, const X* x, const Y* residual, Y* y) {
   const TileRegisters registers;
-  if (s.activation == Activation::none)
-    return linear_as(None(), s, layer, x, residual, y, task);
+  if (s.activation == Activation::none) return linear_as(None(), s, layer, x, residual, y);
   with_activation<X>(s.activation == Activation::quick_gelu, [&](const auto& activation) {
-    linear_as(activation, s, layer, x, residual, y, task);
+    linear_as(activation, s, layer, x, residual, y);
   });
 }
 
 template <class X, class Y>
 void feed_forward(const LinearShape& s, const PackedLayer& fc1, const PackedLayer& fc2,
-                  const X* x, const Y* residual, Y* y, int64_t task) {
+                  const X* x, const Y* residual, Y* y) {
   using Left = typename left_of<X>::type;
   const TileRegisters registers;
-  const int64_t first = task * s.block, rows = min(s.block, s.rows - first);
-  const int64_t tall = round_up(rows, kRows);
+  const int64_t tall = round_up(s.rows, kRows);
   const int64_t chunks = (fc1.outputs + kHidden<Left> - 1) / kHidden<Left>;
   const int64_t chunk = round_up((fc1.outputs + chunks - 1) / chunks, kPanel);
   const int64_t wide = chunks > 1 ? round_up(fc2.outputs, kPanel) : 0;
@@ -416,25 +404,25 @@ void feed_forward(const LinearShape& s, const PackedLayer& fc1, const PackedLaye
   float* sums = scratch<float>(kRoom + tall * (wide + hidden.stride + copy.stride));
   const Rows<float> gathered = {sums + kRoom, wide};
   hidden.data = (N*)(gathered.data + tall * wide), copy.data = hidden.data + tall * hidden.stride;
-  const Left input = left(x + first * s.x_stride, s.x_stride, rows, fc1.inputs, copy);
+  const Left input = left(x, s.x_stride, s.rows, fc1.inputs, copy);
   const None none;
   for (int64_t h = 0; h < fc1.outputs; h += chunk) {
     with_activation<X>(s.activation == Activation::quick_gelu, [&](const auto& activation) {
       const Finish<std::decay_t<decltype(activation)>, Left, N> out{activation, {}, hidden};
-      multiply(input, rows, Panels<Left>(fc1).outputs_from(h, chunk), sums, out);
+      multiply(input, s.rows, Panels<Left>(fc1).outputs_from(h, chunk), sums, out);
     });
     const Panels<Left> second = Panels<Left>(fc2).inputs_from(h, chunk);
     using Gathered = std::conditional_t<(kParts<Left> > 1), Rows<float>, Nothing>;
-    Finish<None, Rows<Y>, Y, Gathered> out{none, rows_of(residual, s.residual_stride, first),
-                                           rows_of(y, fc2.outputs, first)};
+    Finish<None, Rows<Y>, Y, Gathered> out{
+        none, {residual, s.residual_stride}, {y, fc2.outputs}};
     if constexpr (std::is_same_v<Gathered, Rows<float>>) {
       if (h > 0) out.gathered = gathered;
       if (h + chunk < fc1.outputs) {
-        multiply(hidden, rows, second, sums, Gather{gathered, h == 0});
+        multiply(hidden, s.rows, second, sums, Gather{gathered, h == 0});
         continue;
       }
     }
-    multiply(hidden, rows, second, sums, out);
+    multiply(hidden, s.rows, second, sums, out);
   }
 }
 
