@@ -41,11 +41,12 @@ if X86:
         *INSTRUCTION_SETS["avx2"],
         *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
     ]
-# Sets that multiply bfloat16, and the kernels that make use of it.
+# Sets that multiply bfloat16 and round to it, and the kernels that make use of it.
 BFLOAT16_SETS = {}
 BFLOAT16_KERNELS = {
     "attention_kernel",
     "feed_forward_backward_kernel",
+    "layer_norm_kernel",
     "linear_kernel",
     "weight_gradient_kernel",
 }

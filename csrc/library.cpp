@@ -63,6 +63,14 @@ STABLE_TORCH_LIBRARY(uniformer_kernels, m) {
   // The sums of x - shift and of its square over the rows, [2, C]; what they give to x, on top of dy.
   m.def("moments(Tensor x, Tensor? shift) -> Tensor");
   m.def("moments_backward(Tensor? dy, Tensor x, Tensor? shift, Tensor dmoments) -> Tensor");
+  // LayerNorm over the last axis, and of every row its mean and 1 / deviation; gradients of x, weight
+  // and bias, and the result again, those not wanted empty.
+  m.def(
+      "layer_norm(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "layer_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, "
+      "Tensor rstd, bool want_input, bool want_weight, bool want_output) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
   // y = scale (x - center) + shift of every channel, or GELU of that; y's gradient in front of the
   // GELU, its sums and those of it times x - center, [2, C]; and, from that gradient,
   // dx = scale dz + offset + slope (x - center).
@@ -123,6 +131,8 @@ STABLE_TORCH_LIBRARY_IMPL(uniformer_kernels, CPU, m) {
          TORCH_BOX(&uk::token_recover_with_importance_backward));
   m.impl("moments", TORCH_BOX(&uk::moments));
   m.impl("moments_backward", TORCH_BOX(&uk::moments_backward));
+  m.impl("layer_norm", TORCH_BOX(&uk::layer_norm));
+  m.impl("layer_norm_backward", TORCH_BOX(&uk::layer_norm_backward));
   m.impl("bfloat16_pack", TORCH_BOX(&uk::bfloat16_pack));
   m.impl("scale_shift", TORCH_BOX(&uk::scale_shift));
   m.impl("scale_shift_backward_sums", TORCH_BOX(&uk::scale_shift_backward_sums));

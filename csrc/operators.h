@@ -103,6 +103,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> split_feed_forward_backward(
 
 std::tuple<Tensor, Tensor> weight_gradient(const Tensor& dy, const Tensor& x);
 
+std::tuple<Tensor, Tensor, Tensor> layer_norm(const Tensor& x, const OptionalTensor& weight,
+                                              const OptionalTensor& bias, double eps);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> layer_norm_backward(
+    const Tensor& dy, const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+    const Tensor& mean, const Tensor& rstd, bool want_input, bool want_weight, bool want_output);
+
 Tensor scale_shift(const Tensor& x, const Tensor& center, const Tensor& scale, const Tensor& shift,
                    bool gelu);
 

@@ -27,6 +27,7 @@ _BATCHED = {
     "joint_attention_backward": ("dout", "qkv", "out", "lse"),
     "joint_attention_with_score": ("qkv",),
     "joint_attention_with_score_backward": ("dout", "dscore", "qkv", "out", "lse"),
+    "layer_norm": ("x",),
     "pointwise_feed_forward": ("x", "residual"),
     "product": ("x", "residual"),
     "token_recover": ("x", "index", "kept", "delta"),

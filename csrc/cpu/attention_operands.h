@@ -126,16 +126,6 @@ void pack_keys(const AttentionShape& s, const Task<N>& t, const S* qkv, const S*
               out + front * t.width);
 }
 
-UK_INLINE float sum_of(vec<float> v) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_add_ps((__m512)v);
-#else
-  float sum = 0.f;
-  for (int64_t lane = 0; lane < L; ++lane) sum += v[lane];
-  return sum;
-#endif
-}
-
 // The largest sum of squares of a row, or `most`.
 template <class T>
 float longest(const T* rows, int64_t count, int64_t width, float most = 0.f) {

@@ -52,9 +52,24 @@ UK_INLINE void store(double* p, vec<double> v) { __builtin_memcpy(p, &v, sizeof(
 typedef uint16_t half_words __attribute__((vector_size(UK_VECTOR_BYTES / 2)));
 typedef uint32_t words __attribute__((vector_size(UK_VECTOR_BYTES)));
 
+// Converted by name where GCC would convert halves of the vector and join them.
+UK_INLINE words lengthened(half_words v) {
+#if defined(__AVX512F__)
+  return (words)_mm512_cvtepu16_epi32((__m256i)v);
+#else
+  return __builtin_convertvector(v, words);
+#endif
+}
+UK_INLINE half_words shortened(words v) {
+#if defined(__AVX512F__)
+  return (half_words)_mm512_cvtepi32_epi16((__m512i)v);
+#else
+  return __builtin_convertvector(v, half_words);
+#endif
+}
+
 UK_INLINE vec<float> load(const bf16* p) {
-  words bits = __builtin_convertvector(load_bits<half_words>(p), words) << 16;
-  return (vec<float>)bits;
+  return (vec<float>)(lengthened(load_bits<half_words>(p)) << 16);
 }
 
 #if defined(__AVX512BF16__)
@@ -67,7 +82,7 @@ UK_INLINE void store(bf16* p, vec<float> v) {
 UK_INLINE void store(bf16* p, vec<float> v) {
   words bits = (words)v, upper = bits >> 16;
   words rounded = (bits + 0x7fff + (upper & 1)) >> 16;
-  half_words out = __builtin_convertvector(v == v ? rounded : upper | 0x40, half_words);
+  half_words out = shortened(v == v ? rounded : upper | 0x40);
   __builtin_memcpy(p, &out, sizeof(out));
 }
 #endif
@@ -215,6 +230,16 @@ UK_INLINE void store_some(S* p, vec<A> v, int64_t count) {
   S block[lanes_of<A>];
   store(block, v);
   for (int64_t i = 0; i < count; ++i) p[i] = block[i];
+#endif
+}
+
+UK_INLINE float sum_of(vec<float> v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)v);
+#else
+  float sum = 0.f;
+  for (int64_t lane = 0; lane < lanes_of<float>; ++lane) sum += v[lane];
+  return sum;
 #endif
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import checks, reference, triton
+from .. import _extension, checks, reference, triton
 from ..backends import Implementation, Operator, always, needs_grad
 from ..kernels import kernels, register_fake
 from ..once import once_differentiable
@@ -19,19 +19,19 @@ _MAX_CHANNELS = 4096
 
 
 class _LayerNorm(torch.autograd.Function):
-    """Triton's kernels, differentiable once."""
+    """A backend's kernels, differentiable once."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+        x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, backend: str
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return kernels("triton").layer_norm(x, weight, bias, eps)
+        return kernels(backend).layer_norm(x, weight, bias, eps)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
-        x, weight, *_ = inputs
+        x, weight, _, _, ctx.backend = inputs
         _, mean, rstd = output
         ctx.save_for_backward(x, weight, mean, rstd)
         ctx.mark_non_differentiable(mean, rstd)
@@ -43,8 +43,8 @@ class _LayerNorm(torch.autograd.Function):
         if dy is None:  # nothing depends on the result
             return (None,) * len(ctx.needs_input_grad)
         x, weight, *statistics = ctx.saved_tensors
-        want_input, want_weight, want_bias, _ = ctx.needs_input_grad
-        dx, dw, db, _ = kernels("triton").layer_norm_backward(
+        want_input, want_weight, want_bias, *_ = ctx.needs_input_grad
+        dx, dw, db, _ = kernels(ctx.backend).layer_norm_backward(
             dy, x, weight, None, *statistics, want_input, want_weight or want_bias, False
         )
         return (
@@ -52,15 +52,35 @@ class _LayerNorm(torch.autograd.Function):
             dw if want_weight else None,
             db if want_bias else None,
             None,
+            None,
         )
+
+
+def _computed(
+    backend: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    if needs_grad(x, weight, bias):
+        return _LayerNorm.apply(x, weight, bias, eps, backend)[0]
+    return kernels(backend).layer_norm(x, weight, bias, eps)[0]
 
 
 def _triton(
     x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5
 ) -> Tensor:
-    if needs_grad(x, weight, bias):
-        return _LayerNorm.apply(x, weight, bias, eps)[0]
-    return kernels("triton").layer_norm(x, weight, bias, eps)[0]
+    return _computed("triton", x, weight, bias, eps)
+
+
+def _has_kernel(x: Tensor) -> bool:
+    """Whether a CPU has kernels for it; PyTorch's serve what is left."""
+    return _extension.missing is None and x.dtype != torch.float64
+
+
+def cpu_layer_norm(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5
+) -> Tensor:
+    if _has_kernel(x):
+        return _computed("cpu", x, weight, bias, eps)
+    return reference.layer_norm(x, weight, bias, eps=eps)
 
 
 def normalised(
@@ -73,7 +93,7 @@ def normalised(
     """
     if weight is None:
         return x, x.new_empty(0), x.new_empty(0)
-    if backend == "cpu":
+    if backend == "cpu" and not _has_kernel(x):
         return torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
     return kernels(backend).layer_norm(x, weight, bias, eps)
 
@@ -95,7 +115,7 @@ def norm_backward(
     if weight is None or not any(wanted):
         return (dy, None, None), normalised(backend, *norm, eps)[0] if again else None
     dy = dy.to(x.dtype)
-    if backend == "cpu":
+    if backend == "cpu" and not _has_kernel(x):
         backward = torch.ops.aten.native_layer_norm_backward
         found = backward(dy, x, x.shape[-1:], mean, rstd, weight, bias, list(wanted))
         return found, normalised(backend, *norm, eps)[0] if again else None
@@ -160,7 +180,7 @@ def _fake_backward(
 
 _layer_norm = Operator(
     _NAME,
-    cpu=Implementation(reference.layer_norm, _cpu_declines),
+    cpu=Implementation(cpu_layer_norm, _cpu_declines),
     triton=Implementation(_triton, norm_declines),
     reference=Implementation(reference.layer_norm, always),
 )

@@ -14,6 +14,7 @@ from .. import checks, onednn, reference, triton
 from ..backends import Implementation, Operator, always, needs_grad
 from ..kernels import kernels, register_fake
 from ..once import once_differentiable
+from .layer_norm import cpu_layer_norm
 from .linear import _before_activation, _cpu_declines, _cpu_linear
 
 _NAME = "patch_embed"
@@ -48,7 +49,7 @@ def _cpu_patch_embed(
         patches = _patches(x, weight.shape[2:], stride, padding)
         rows = patches.reshape(*patches.shape[:4], weight[0].numel())
         y = _cpu_linear(rows, weight.movedim(1, -1).reshape(weight.shape[0], -1), bias)
-    return y if norm_weight is None else F.layer_norm(y, y.shape[-1:], norm_weight, norm_bias, eps)
+    return y if norm_weight is None else cpu_layer_norm(y, norm_weight, norm_bias, eps=eps)
 
 
 class _PatchEmbed(torch.autograd.Function):
