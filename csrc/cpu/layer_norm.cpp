@@ -146,7 +146,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_norm_backward(
       }
     });
   });
-  if (partial) {
+  if (want_weight) {
     add_up(partial, parts, 2 * C, dweight);
     add_up(partial + C, parts, 2 * C, dbias);
   }
