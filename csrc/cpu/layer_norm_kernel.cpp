@@ -123,12 +123,12 @@ void backward_rows(const RowNorm& n, int64_t width, float* normals, float* slope
   if (!dx) return;
   // dx = rstd (slope - its mean - normal (the mean of slope normal))
   float level[N], tilt[N];
-  for (int64_t r = 0; r < N; ++r)
-    level[r] = sum_of(sum[r]) / C * inverse[r], tilt[r] = sum_of(along[r]) / C * inverse[r];
+  for (int64_t r = 0; r < N; ++r) level[r] = sum_of(sum[r]) / C, tilt[r] = sum_of(along[r]) / C;
   channels<float>(C, [&](int64_t c, int64_t count) {
     for (int64_t r = 0; r < N; ++r) {
       const vec<float> away = load(normals + r * width + c) * tilt[r] + level[r];
-      store_part<float>(dx + r * C + c, load(slopes + r * width + c) * inverse[r] - away, count);
+      const vec<float> rest = load(slopes + r * width + c) - away;
+      store_part<float>(dx + r * C + c, rest * inverse[r], count);
     }
   });
 }

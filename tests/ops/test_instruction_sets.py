@@ -19,7 +19,7 @@ sys.exit(pytest.main(sys.argv[2:]))
 """
 
 
-LINEAR = ["linear", "packing", "weight_gradient"]
+LINEAR = ["linear", "packing", "weight_gradient", "layer_norm"]
 ATTENTION = ["attention", "attention_bfloat16", "window_attention"]
 OPERATORS = {  # tests of the operators whose kernels differ there
     "amx": [*LINEAR, *ATTENTION],

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.contract import DTYPES, check, draw
+from tests.contract import DTYPES, check, draw, evaluate
 from uniformer_kernels import BackendError, layer_norm, reference, use_backend
 from uniformer_kernels.kernels import kernels
 
@@ -23,7 +23,12 @@ def inputs(*shape: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.T
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    "shape", [(5,), (1, 3), (2, 3, 5, 64), (70, 56), (2, 7, 320), (3, 1023), (2, 4096)], ids=str
+    "shape",
+    [
+        *[(5,), (6, 1), (1, 3), (9, 15), (5, 16), (0, 17), (6, 17), (2, 3, 5, 64), (70, 56)],
+        *[(2, 7, 320), (3, 1023), (2, 4096)],
+    ],
+    ids=str,
 )
 def test_layer_norm(shape, dtype, backend) -> None:
     given = inputs(*shape, dtype=dtype)
@@ -31,6 +36,14 @@ def test_layer_norm(shape, dtype, backend) -> None:
     for chosen in (("x",), ("x", "weight")):
         some = {name: given[name] for name in chosen}
         check(layer_norm, reference.layer_norm, some, reduction=max(given["x"].shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(5, 4097), (301, 20)], ids=str)
+def test_channels_and_rows_in_parts_on_a_cpu(shape, dtype) -> None:
+    """More channels than Triton takes; and rows in several sums, the last of a few."""
+    with use_backend("cpu"):
+        check(layer_norm, reference.layer_norm, inputs(*shape, dtype=dtype), reduction=max(shape))
 
 
 @pytest.mark.parametrize("shape", [(50, 24), (9, 130)], ids=str)
@@ -51,10 +64,20 @@ def test_parameters_may_be_float32(dtype, backend) -> None:
     given = inputs(2, 9, 24) | {"x": draw(2, 9, 24, dtype=dtype)}
     y = layer_norm(**{name: t.requires_grad_() for name, t in given.items()})
     assert y.dtype == dtype
-    want = F.layer_norm(given["x"].float(), [24], given["weight"], given["bias"])
-    torch.testing.assert_close(y.float(), want, rtol=1e-2, atol=1e-2)
     for t, grad in zip(given.values(), torch.autograd.grad(y.sum(), given.values()), strict=True):
         assert grad.dtype == t.dtype
+    check(layer_norm, reference.layer_norm, given, reduction=24)
+
+
+def test_one_parameter_may_be_float32(backend) -> None:
+    if backend == "reference":
+        pytest.skip("takes both or none")
+    given = inputs(5, 24, dtype=torch.bfloat16) | {"bias": draw(24)}
+    y = layer_norm(**{name: t.requires_grad_() for name, t in given.items()})
+    want = F.layer_norm(given["x"].float(), [24], given["weight"].float(), given["bias"])
+    torch.testing.assert_close(y.float(), want, rtol=1e-2, atol=1e-2)
+    gradients = torch.autograd.grad(y.sum(), given.values())
+    assert [t.dtype for t in gradients] == [t.dtype for t in given.values()]
 
 
 @pytest.mark.parametrize("eps", [1e-6, 1e-1])
@@ -70,24 +93,114 @@ def test_large_means_do_not_cancel(backend) -> None:
     torch.testing.assert_close(layer_norm(x).double(), want, rtol=1e-3, atol=1e-3)
 
 
-def test_nan_stays_in_its_row(backend) -> None:
+def test_an_outlier_takes_nothing_from_the_others(backend) -> None:
+    """A variance of sums and sums of squares is off by far more in each of these rows."""
+    x = draw(4, 320) / 8
+    x[torch.arange(4), torch.tensor([0, 17, 160, 319])] = 1000
+    check(layer_norm, reference.layer_norm, {"x": x}, reduction=320)
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, -1000.0])
+def test_rows_of_one_number(value, backend) -> None:
+    if backend == "reference":
+        pytest.skip("its means are not exact")
+    x = torch.full((5, 64), value, requires_grad=True)
+    y = layer_norm(x)
+    assert not y.any()
+    (dx,) = torch.autograd.grad(y, x, dy := draw(5, 64))
+    want = (dy - dy.mean(1, keepdim=True)) * 1e-5**-0.5
+    torch.testing.assert_close(dx, want, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_no_number_stays_in_its_row(value, backend) -> None:
+    """Rows are normalised some at a time, and here the first and the last are other ones' only."""
     x = draw(7, 24)
-    x[3, 5] = torch.nan
-    assert layer_norm(x).isnan().all(1).nonzero().flatten().tolist() == [3]
+    x[[3, 6], 5] = value
+    x.requires_grad_()
+    y = layer_norm(x)
+    (dx,) = torch.autograd.grad(y, x, draw(7, 24))
+    for t in (y, dx):
+        assert t.isnan().all(1).tolist() == [row in (3, 6) for row in range(7)]
+        assert t[[0, 1, 2, 4, 5]].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_backward_gives_the_result_again(dtype, backend) -> None:
+    """Bit for bit where one function rounds both, on a CPU."""
+    if backend == "reference":
+        pytest.skip("has no kernels")
+    ops, given = kernels(backend), inputs(139, 35, dtype=dtype).values()
+    y, *statistics = ops.layer_norm(*given, 1e-5)
+    dy = draw(139, 35, dtype=dtype)
+    *_, again = ops.layer_norm_backward(dy, *given, *statistics, True, True, True)
+    if backend == "cpu":
+        assert torch.equal(again, y)
+    torch.testing.assert_close(again, y)
+    alone = [
+        *ops.layer_norm_backward(dy, *given, *statistics, True, False, False)[:1],
+        *ops.layer_norm_backward(dy, *given, *statistics, False, True, False)[1:3],
+        ops.layer_norm_backward(dy, *given, *statistics, False, False, True)[3],
+    ]
+    together = ops.layer_norm_backward(dy, *given, *statistics, True, True, True)
+    for t, other in zip(alone, together, strict=True):
+        assert torch.equal(t, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_any_number_of_threads_gives_the_same(dtype) -> None:
+    given = inputs(997, 67, dtype=dtype)  # enough rows for three
+    dy, found = draw(997, 67, dtype=dtype), []
+    with use_backend("cpu"):
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(list(evaluate(layer_norm, given, upstream=lambda _: dy).values()))
+    for results in found[1:]:
+        assert all(map(torch.equal, results, found[0]))
+
+
+def test_float64_is_differentiable_twice_on_a_cpu() -> None:
+    """By PyTorch's, as kernels are of what is narrower; and those say that they are not."""
+    with use_backend("cpu"):
+        given = [t.double().requires_grad_() for t in inputs(3, 5).values()]
+        assert torch.autograd.gradgradcheck(layer_norm, given)
+        x = draw(3, 5).requires_grad_()
+        (dx,) = torch.autograd.grad(layer_norm(x).square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="kernels are differentiable once"):
+            torch.autograd.grad(dx.square().sum(), x)
 
 
 def test_opcheck(backend) -> None:
-    """The Triton kernels', as PyTorch's serve the other backends."""
-    if backend == "triton":
+    if backend != "reference":
         ops = kernels(backend)
         given = inputs(3, 24).values()
         torch.library.opcheck(ops.layer_norm.default, (*given, 1e-5))
-        y, *statistics = ops.layer_norm(*given, 1e-5)
+        _, *statistics = ops.layer_norm(*given, 1e-5)
         for wanted in ((True, False, True), (False, True, False)):
             arguments = (draw(3, 24), *given, *statistics, *wanted)
             torch.library.opcheck(ops.layer_norm_backward.default, arguments)
-        *_, again = ops.layer_norm_backward(draw(3, 24), *given, *statistics, True, True, True)
-        torch.testing.assert_close(again, y)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"x": draw(2, 8).double(), "dy": draw(2, 8).double()},
+            "x of float32, bfloat16 or float16",
+        ),
+        ({"weight": draw(7)}, r"weight and bias \[C\] of x's dtype or float32"),
+        ({"bias": draw(8).half()}, r"weight and bias \[C\] of x's dtype or float32"),
+        ({"dy": draw(3, 8)}, "dy of x's shape and dtype"),
+        ({"mean": draw(3)}, "mean and rstd, contiguous, a float32 for every row"),
+        ({"rstd": draw(2).double()}, "mean and rstd, contiguous, a float32 for every row"),
+    ],
+    ids=str,
+)
+def test_the_kernels_read_nothing_outside_a_tensor(changed, message) -> None:
+    fitting = inputs(2, 8) | {"mean": draw(2), "rstd": draw(2)}
+    given = {"dy": draw(2, 8), **fitting} | changed
+    with pytest.raises(RuntimeError, match=message):
+        kernels("cpu").layer_norm_backward(*given.values(), True, True, True)
 
 
 def test_too_many_channels_for_a_program() -> None:
