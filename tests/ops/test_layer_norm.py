@@ -26,24 +26,18 @@ def inputs(*shape: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.T
     "shape",
     [
         *[(5,), (6, 1), (1, 3), (9, 15), (5, 16), (0, 17), (6, 17), (2, 3, 5, 64), (70, 56)],
-        *[(2, 7, 320), (3, 1023), (2, 4096)],
+        *[(2, 7, 320), (3, 1023), (2, 4096), (5, 4097), (301, 20)],
     ],
     ids=str,
 )
 def test_layer_norm(shape, dtype, backend) -> None:
+    if backend == "triton" and shape[-1] > 4096:
+        pytest.skip("too many channels for a program")
     given = inputs(*shape, dtype=dtype)
     check(layer_norm, reference.layer_norm, given, reduction=max(given["x"].shape))
     for chosen in (("x",), ("x", "weight")):
         some = {name: given[name] for name in chosen}
         check(layer_norm, reference.layer_norm, some, reduction=max(given["x"].shape))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("shape", [(5, 4097), (301, 20)], ids=str)
-def test_channels_and_rows_in_parts_on_a_cpu(shape, dtype) -> None:
-    """More channels than Triton takes; and rows in several sums, the last of a few."""
-    with use_backend("cpu"):
-        check(layer_norm, reference.layer_norm, inputs(*shape, dtype=dtype), reduction=max(shape))
 
 
 @pytest.mark.parametrize("shape", [(50, 24), (9, 130)], ids=str)
