@@ -56,9 +56,8 @@ void pack(const bf16* weight, int64_t output_stride, int64_t input_stride, int64
     for (int64_t i = 0; i < inputs; i += 2)
       for (int64_t c = 0; c < kPanel; c += L, out += 2 * L) {
         const bf16* row = weight + i * input_stride + first + c;
-        const words low = __builtin_convertvector(load_bits<half_words>(row), words);
-        const words high =
-            __builtin_convertvector(load_bits<half_words>(row + input_stride), words);
+        const words low = lengthened(load_bits<half_words>(row));
+        const words high = lengthened(load_bits<half_words>(row + input_stride));
         const words both = low | high << 16;
         __builtin_memcpy(out, &both, sizeof(both));
       }

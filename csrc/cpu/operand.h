@@ -80,8 +80,8 @@ void pack_row(const S* in, int64_t count, N* out, int64_t width) {
   constexpr int64_t L = lanes_of<float>;
   for (int64_t i = 0; i < count; i += 2, rows += 2 * width)
     for (int64_t c = 0; c < width; c += L, out += 2 * L) {
-      const words low = __builtin_convertvector(load_bits<half_words>(rows + c), words);
-      const words high = __builtin_convertvector(load_bits<half_words>(rows + width + c), words);
+      const words low = lengthened(load_bits<half_words>(rows + c));
+      const words high = lengthened(load_bits<half_words>(rows + width + c));
       const words both = low | high << 16;
       __builtin_memcpy(out, &both, sizeof(both));
     }
