@@ -27,9 +27,21 @@ def _patches(
     if any(padding):
         pt, ph, pw = padding
         x = F.pad(x, (0, 0, pw, pw, ph, ph, pt, pt))
+    if tuple(kernel) == tuple(stride):
+        return _side_by_side(x, kernel)
     for axis in range(3):
         x = x.unfold(1 + axis, kernel[axis], stride[axis])
     return x.movedim(4, -1)
+
+
+def _side_by_side(x: Tensor, kernel: Sequence[int]) -> Tensor:
+    """Patches that do not overlap; in backward nothing is filled with zeros, as ``unfold`` does."""
+    T, H, W = (size // step * step for size, step in zip(x.shape[1:4], kernel, strict=True))
+    if x.shape[1:4] != (T, H, W):
+        x = x[:, :T, :H, :W]
+    for axis in (3, 2, 1):
+        x = x.unflatten(axis, (-1, kernel[axis - 1]))
+    return x.permute(0, 1, 3, 5, 2, 4, 6, 7)
 
 
 def _cpu_patch_embed(
