@@ -13,6 +13,7 @@ from ..ops import (
     depthwise_feed_forward,
     depthwise_linear,
 )
+from ..ops.batch_norm import with_moments
 from .layers import Called, Layer, depthwise_conv3d, feed_forward, linear, scaled
 from .norms import near_mean, norm_then
 from .parameters import Affine, BatchNorm
@@ -63,7 +64,7 @@ def local_block(
     if not drop_path and _is_inference(x, layers):
         return _inference(x, *layers)
     moments = shift = None
-    if _sums_ride(x, dpe, norm1, pw1):
+    if _by_batch(x, norm1, dpe, pw1):
         shift = near_mean(depthwise_conv3d(*_middle(x, dpe), residual=True))
         dpe = dpe.as_conv3d()
         x, moments = depthwise_conv3d_with_moments(x, *dpe[:2], residual=True, shift=shift)
@@ -73,13 +74,17 @@ def local_block(
     y, pw1 = norm_then(x, norm1, pw1, moments, shift)
     y = depthwise_conv3d(linear(y, pw1), dw)
     x = add_branch(x, drop_path, linear, y, *scaled(gamma_1, pw2))
-    y, fc1 = norm_then(x, norm2, fc1)
+    moments = shift = None
+    if _by_batch(x, norm2, fc1):
+        shift = near_mean(x)
+        x, moments = with_moments(x, shift=shift)
+    y, fc1 = norm_then(x, norm2, fc1, moments, shift)
     return add_branch(x, drop_path, feed_forward, y, *scaled(gamma_2, fc1, fc2))
 
 
-def _sums_ride(x: Tensor, dpe: Layer, norm: BatchNorm | Called, pw1: Layer) -> bool:
-    """Whether the convolution's kernel can sum what the norm's batch statistics are made of."""
-    if norm is None or any(isinstance(layer, Called) for layer in (dpe, norm, pw1)):
+def _by_batch(x: Tensor, norm: BatchNorm | Called | None, *layers: Layer) -> bool:
+    """Whether kernels sum what the norm's statistics are made of, next to what they do to ``x``."""
+    if norm is None or any(isinstance(layer, Called) for layer in (norm, *layers)):
         return False
     return norm.training and x.numel() > 0
 

@@ -17,26 +17,34 @@ _NAME = "moments"
 _FOLD = "fold_batch_norm"
 
 
-class _Moments(torch.autograd.Function):
-    """A backend's kernels, differentiable once; the shift is taken as a constant."""
+class _WithMoments(torch.autograd.Function):
+    """A backend's kernels, differentiable once; the shift is taken as a constant.
+
+    The gradient of ``x`` beside its moments is what theirs is put on top of: no pass adds the two.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, shift: Tensor | None, backend: str) -> Tensor:
-        return kernels(backend).moments(x, shift)
+    def forward(x: Tensor, shift: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
+        return x.view_as(x), kernels(backend).moments(_rows(x), shift)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
         x, shift, ctx.backend = inputs
         ctx.save_for_backward(x, shift)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dmoments: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, dmoments: Tensor | None) -> tuple[Tensor | None, ...]:
+        if dmoments is None:  # nothing depends on them
+            return dy, None, None
         x, shift = ctx.saved_tensors
-        dx = kernels(ctx.backend).moments_backward(None, x, shift, dmoments.contiguous())
-        return dx, None, None
+        dx = kernels(ctx.backend).moments_backward(
+            None if dy is None else _rows(dy), _rows(x), shift, dmoments.contiguous()
+        )
+        return dx.view(x.shape), None, None
 
 
 class _FoldBatchNorm(torch.autograd.Function):
@@ -85,12 +93,19 @@ class _FoldBatchNorm(torch.autograd.Function):
         return dweight, dbias, None, dstatistics, *daffine, None, None
 
 
-def _kernel(backend: str, x: Tensor, *, shift: Tensor | None = None) -> Tensor:
-    x = x.reshape(-1, x.shape[-1]).contiguous()
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1]).contiguous()
+
+
+def _kernel(backend: str, x: Tensor, *, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
     shift = None if shift is None else shift.contiguous()
     if needs_grad(x):
-        return _Moments.apply(x, shift, backend)
-    return kernels(backend).moments(x, shift)
+        return _WithMoments.apply(x, shift, backend)
+    return x, kernels(backend).moments(_rows(x), shift)
+
+
+def _reference(x: Tensor, *, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    return x, reference.moments(x, shift=shift)
 
 
 def _cpu_declines(x: Tensor, **_: Any) -> str | None:
@@ -192,7 +207,7 @@ _moments = Operator(
     _NAME,
     cpu=Implementation(partial(_kernel, "cpu"), _cpu_declines),
     triton=Implementation(partial(_kernel, "triton"), _triton_declines),
-    reference=Implementation(reference.moments, always),
+    reference=Implementation(_reference, always),
 )
 
 _fold_batch_norm = Operator(
@@ -221,6 +236,11 @@ def moments(x: Tensor, *, shift: Tensor | None = None) -> Tensor:
         ValueError: a shape or device that does not fit.
         TypeError: a dtype that does not fit.
     """
+    return with_moments(x, shift=shift)[1]
+
+
+def with_moments(x: Tensor, *, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """``x`` and its ``moments``: where this ``x`` is used, no pass adds both gradients up."""
     checks.floating(_NAME, "x", x)
     checks.at_least_1d(_NAME, "x", x)
     check_shift(_NAME, x, shift)
