@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..ops import joint_attention_with_score, token_recover_with_importance, token_shrink
 from .layers import Called, Layer, depthwise_conv3d, feed_forward, layer_norm, linear, scaled
@@ -86,19 +86,27 @@ def hourglass_block(
         z = torch.cat([score_token, tokens], 1)
 
     if proj is None:
-        u, score = qkv.function(layer_norm(z, norm1))
-        u = u if gamma_1 is None else gamma_1 * u
+        a, score = qkv.function(layer_norm(z, norm1))
+        attend: Layer = Called(nn.Identity(), scale=gamma_1)
     else:
         packed = linear(z, qkv, norm=norm1)
         a, score = joint_attention_with_score(packed, num_heads, queries=queries)
-        u = linear(a, *scaled(gamma_1, proj))
-    z = add(z, u, drop_path)
-    m = feed_forward(z, *scaled(gamma_2, fc1, fc2), norm=norm2)
-    z = add(z, m, drop_path)
+        (attend,) = scaled(gamma_1, proj)
+    network = scaled(gamma_2, fc1, fc2)
+    if drop_path:
+        u = linear(a, attend)
+        r = add(z, u, drop_path)
+        m = feed_forward(r, *network, norm=norm2)
+        y = add(r, m, drop_path)
+    else:
+        r = linear(a, attend, residual=z)
+        y = feed_forward(r, *network, norm=norm2, residual=r)
 
-    score_token, seen = z[:, :1], z[:, 1 : 1 + kept]
+    # One split, as the gradient of every slice would be filled with zeros.
+    score_token, seen, last = y.split([1, kept, y.shape[1] - 1 - kept], 1)
     if kept < N:
-        delta = (u[:, -1:] + m[:, -1:]).to(x.dtype)
+        delta = u[:, -1:] + m[:, -1:] if drop_path else last - z[:, -1:]
+        delta = delta.to(x.dtype)
         tokens, importance = token_recover_with_importance(
             tokens, index, seen, delta, importance, score, trade_off=trade_off
         )
