@@ -92,7 +92,16 @@ def _composed_with_score(
 ) -> tuple[Tensor, Tensor, Tensor]:
     out, lse = kernels("cpu").joint_attention(qkv, num_heads, scale)
     q, k, _ = heads(qkv, num_heads)
-    return out, wide_softmax(q[:, :, :queries], k, scale).mean((1, 2)), lse
+    return out, _attention_of(q[:, :, :queries], k, scale).mean((1, 2)), lse
+
+
+def _attention_of(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """Rows of the softmax. For a single one ``matmul`` would lay out all keys anew."""
+    if q.shape[2] != 1:
+        return wide_softmax(q, k, scale)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scores = (k.to(wide) * q.to(wide)).sum(-1) * scale  # in the order keys lie
+    return scores.softmax(-1).unsqueeze(2)
 
 
 def _composed_with_score_backward(
@@ -109,11 +118,16 @@ def _composed_with_score_backward(
     q, k, _ = heads(qkv, num_heads)
     dq, dk, _ = heads(dqkv, num_heads)
     q, dq = q[:, :, :queries], dq[:, :, :queries]
-    rows = wide_softmax(q, k, scale)
+    rows = _attention_of(q, k, scale)
     dscore = dscore[:, None, None] * (scale / (num_heads * max(q.shape[2], 1)))
     drows = rows * (dscore - (rows * dscore).sum(-1, keepdim=True))
-    dq += drows @ k.to(rows.dtype)
-    dk += drows.mT @ q.to(rows.dtype)
+    q, k = q.to(rows.dtype), k.to(rows.dtype)
+    if q.shape[2] == 1:
+        dq += (k * drows.mT).sum(2, keepdim=True)
+        dk.addcmul_(drows.mT, q)
+    else:
+        dq += drows @ k
+        dk += drows.mT @ q
     return dqkv
 
 
