@@ -16,13 +16,15 @@ def shape(operator: str, name: str, tensor: Tensor, expected: Sequence[int | str
     """``expected`` has an int where the size is fixed and a letter where any size does."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{operator}: {name}: expected a tensor, got {type(tensor).__name__}")
-    fits = tensor.dim() == len(expected) and all(
-        isinstance(want, str) or size == want
-        for size, want in zip(tensor.shape, expected, strict=True)
-    )
-    if not fits:
-        wanted = ", ".join(str(size) for size in expected)
-        raise ValueError(f"{operator}: {name}: expected [{wanted}], got {list(tensor.shape)}")
+    sizes = tensor.shape
+    if len(sizes) == len(expected):
+        for size, want in zip(sizes, expected, strict=True):
+            if not isinstance(want, str) and size != want:
+                break
+        else:
+            return
+    wanted = ", ".join(str(size) for size in expected)
+    raise ValueError(f"{operator}: {name}: expected [{wanted}], got {list(sizes)}")
 
 
 def at_least_1d(operator: str, name: str, tensor: Tensor) -> None:
@@ -43,24 +45,24 @@ def floating(operator: str, name: str, tensor: Tensor) -> None:
 def alike(operator: str, first: tuple[str, Tensor], **others: Tensor | None) -> None:
     """Every tensor of ``others`` has the dtype and device of ``first``."""
     name, tensor = first
+    dtype = tensor.dtype
     for other, value in others.items():
-        if value is not None and value.dtype != tensor.dtype:
-            raise TypeError(
-                f"{operator}: {other}: expected {tensor.dtype} like {name}, got {value.dtype}"
-            )
+        if value is not None and value.dtype != dtype:
+            raise TypeError(f"{operator}: {other}: expected {dtype} like {name}, got {value.dtype}")
     alongside(operator, first, **others)
 
 
 def alongside(operator: str, first: tuple[str, Tensor], **others: Tensor | None) -> None:
     """Every tensor of ``others`` is floating and on the device of ``first``."""
     name, tensor = first
+    device = tensor.device
     for other, value in others.items():
         if value is None:
             continue
         floating(operator, other, value)
-        if value.device != tensor.device:
+        if value.device != device:
             raise ValueError(
-                f"{operator}: {other}: expected on {tensor.device} like {name}, got {value.device}"
+                f"{operator}: {other}: expected on {device} like {name}, got {value.device}"
             )
 
 

@@ -12,13 +12,14 @@ from torch.nn.modules import module as hooked
 from .. import ops
 from .parameters import Affine, BatchNorm, LayerNorm
 
-_PARAMETERS: dict[type[nn.Module], type[Affine | LayerNorm | BatchNorm]] = {
-    nn.Linear: Affine,
-    nn.Conv2d: Affine,
-    nn.Conv3d: Affine,
-    nn.LayerNorm: LayerNorm,
-    nn.BatchNorm3d: BatchNorm,  # shares its forward with the norms of fewer axes
-    nn.SyncBatchNorm: BatchNorm,
+# What a module computes with, by its ``forward``.
+_PARAMETERS: dict[Callable[..., Any], type[Affine | LayerNorm | BatchNorm]] = {
+    nn.Linear.forward: Affine,
+    nn.Conv2d.forward: Affine,
+    nn.Conv3d.forward: Affine,
+    nn.LayerNorm.forward: LayerNorm,
+    nn.BatchNorm3d.forward: BatchNorm,  # the norms of fewer axes have the same
+    nn.SyncBatchNorm.forward: BatchNorm,
 }
 
 
@@ -62,11 +63,10 @@ def layer(module: nn.Module, ndim: int = 0) -> Affine | LayerNorm | BatchNorm | 
     Or the module itself, to be called with ``ndim`` axes behind the channels: one with hooks, which
     shall fire, or with a ``forward`` of its own, such as an adapter.
     """
-    if not has_hooks(module):
-        for cls, parameters in _PARAMETERS.items():
-            if type(module).forward is cls.forward and _is_plain(module):
-                return parameters.of(module)
-    return Called(module, ndim)
+    parameters = _PARAMETERS.get(type(module).forward)
+    if parameters is None or has_hooks(module) or not _is_plain(module):
+        return Called(module, ndim)
+    return parameters.of(module)
 
 
 def has_hooks(module: nn.Module) -> bool:
