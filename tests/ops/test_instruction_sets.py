@@ -19,14 +19,14 @@ sys.exit(pytest.main(sys.argv[2:]))
 """
 
 
-LINEAR = ["linear", "packing", "weight_gradient", "layer_norm"]
+LINEAR = ["linear", "packing", "weight_gradient"]
 ATTENTION = ["attention", "attention_bfloat16", "window_attention"]
 OPERATORS = {  # tests of the operators whose kernels differ there
-    "amx": [*LINEAR, *ATTENTION],
-    "avx512_bf16": [*LINEAR, *ATTENTION],
-    "avx512": [*LINEAR, *ATTENTION],
-    "avx2": [*LINEAR, "depthwise_conv", *ATTENTION],
-    "portable": [*LINEAR, "depthwise_conv", *ATTENTION],
+    "amx": [*LINEAR, *ATTENTION, "layer_norm"],
+    "avx512_bf16": [*LINEAR, *ATTENTION, "layer_norm"],
+    "avx512": [*LINEAR, *ATTENTION, "layer_norm"],
+    "avx2": [*LINEAR, "depthwise_conv", *ATTENTION, "layer_norm"],
+    "portable": [*LINEAR, "depthwise_conv", *ATTENTION, "layer_norm"],
 }
 
 CHOSEN = "(cpu- or weight_gradient) and not (opcheck or refuse)"

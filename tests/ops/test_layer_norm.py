@@ -88,7 +88,7 @@ def test_large_means_do_not_cancel(backend) -> None:
 
 
 def test_an_outlier_takes_nothing_from_the_others(backend) -> None:
-    """A variance of sums and sums of squares is off by far more in each of these rows."""
+    """Wherever it stands; squares of differences from it, not from the mean, would."""
     x = draw(4, 320) / 8
     x[torch.arange(4), torch.tensor([0, 17, 160, 319])] = 1000
     check(layer_norm, reference.layer_norm, {"x": x}, reduction=320)
