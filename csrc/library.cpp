@@ -37,6 +37,13 @@ STABLE_TORCH_LIBRARY(uniformer_kernels, m) {
   m.def(
       "joint_attention_backward(Tensor dout, Tensor qkv, Tensor out, Tensor lse, int num_heads, "
       "float scale) -> Tensor");
+  // And how much attention every token gets from the first query, the only number of them here.
+  m.def(
+      "joint_attention_with_score(Tensor qkv, int num_heads, int? queries, float scale) -> "
+      "(Tensor, Tensor, Tensor)");
+  m.def(
+      "joint_attention_with_score_backward(Tensor dout, Tensor dscore, Tensor qkv, Tensor out, "
+      "Tensor lse, int num_heads, int? queries, float scale) -> Tensor");
   // The same inside windows of a grid with so many columns; gradients of qkv and bias.
   m.def(
       "window_attention(Tensor qkv, Tensor bias, int num_heads, int columns, int window_size, "
@@ -120,6 +127,9 @@ STABLE_TORCH_LIBRARY_IMPL(uniformer_kernels, CPU, m) {
   m.impl("depthwise_conv3d_backward", TORCH_BOX(&uk::depthwise_conv3d_backward));
   m.impl("joint_attention", TORCH_BOX(&uk::joint_attention));
   m.impl("joint_attention_backward", TORCH_BOX(&uk::joint_attention_backward));
+  m.impl("joint_attention_with_score", TORCH_BOX(&uk::joint_attention_with_score));
+  m.impl("joint_attention_with_score_backward",
+         TORCH_BOX(&uk::joint_attention_with_score_backward));
   m.impl("window_attention", TORCH_BOX(&uk::window_attention));
   m.impl("window_attention_backward", TORCH_BOX(&uk::window_attention_backward));
   m.impl("token_shrink", TORCH_BOX(&uk::token_shrink));

@@ -62,6 +62,15 @@ std::tuple<Tensor, Tensor> joint_attention(const Tensor& qkv, int64_t num_heads,
 Tensor joint_attention_backward(const Tensor& dout, const Tensor& qkv, const Tensor& out,
                                 const Tensor& lse, int64_t num_heads, double scale);
 
+std::tuple<Tensor, Tensor, Tensor> joint_attention_with_score(const Tensor& qkv, int64_t num_heads,
+                                                              std::optional<int64_t> queries,
+                                                              double scale);
+
+Tensor joint_attention_with_score_backward(const Tensor& dout, const Tensor& dscore,
+                                           const Tensor& qkv, const Tensor& out, const Tensor& lse,
+                                           int64_t num_heads, std::optional<int64_t> queries,
+                                           double scale);
+
 std::tuple<Tensor, Tensor> window_attention(const Tensor& qkv, const Tensor& bias,
                                             int64_t num_heads, int64_t columns,
                                             int64_t window_size, double scale);

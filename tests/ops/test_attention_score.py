@@ -11,7 +11,6 @@ from tests.contract import DTYPES, check, draw
 from tests.ops.tiles import attention_tiles
 from uniformer_kernels import joint_attention, joint_attention_with_score, reference
 from uniformer_kernels.kernels import kernels
-from uniformer_kernels.triton import INTERPRETED
 
 
 def hold(shape, num_heads, queries, dtype=torch.float32) -> None:
@@ -54,10 +53,11 @@ def test_no_tokens_at_all(backend) -> None:
     assert qkv.grad.shape == qkv.shape
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="on the CPU it is no operator of its own")
 def test_opcheck(backend) -> None:
+    if backend == "reference":
+        pytest.skip("no operator of its own")
     ops, qkv = kernels(backend), draw(2, 9, 96)
-    arguments = (2, None, 0.25)
+    arguments = (2, 1 if backend == "cpu" else None, 0.25)  # the CPU's kernels know one query
     torch.library.opcheck(ops.joint_attention_with_score.default, (qkv, *arguments))
     out, score, lse = ops.joint_attention_with_score(qkv, *arguments)
     given = (draw(*out.shape), draw(*score.shape), qkv, out, lse, *arguments)
@@ -112,3 +112,26 @@ def test_what_does_not_fit() -> None:
     for queries in (0, 10):
         with pytest.raises(ValueError, match=f"{name}: queries: expected 1 <= .*got {queries}"):
             joint_attention_with_score(draw(1, 9, 48), 2, queries=queries)
+
+
+def test_the_same_for_any_number_of_threads() -> None:
+    qkv, dscore, results = draw(3, 50, 3 * 5 * 12), draw(3, 50), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        leaf = qkv.clone().requires_grad_()
+        out, score = joint_attention_with_score(leaf, 5)
+        results.append([score, *torch.autograd.grad([out.sum(), score], leaf, [None, dscore])])
+    for result in results[1:]:
+        assert all(map(torch.equal, result, results[0]))
+
+
+def test_refuses_what_it_cannot_compute() -> None:
+    forward = torch.ops.uniformer_kernels.joint_attention_with_score
+    backward = torch.ops.uniformer_kernels.joint_attention_with_score_backward
+    qkv = draw(2, 9, 48)
+    out, score, lse = forward(qkv, 2, 1, 0.25)
+    for queries in (None, 2):
+        with pytest.raises(RuntimeError, match="one query"):
+            forward(qkv, 2, queries, 0.25)
+    with pytest.raises(RuntimeError, match=r"dscore \[B, N\]"):
+        backward(out, score.double(), qkv, out, lse, 2, 1, 0.25)

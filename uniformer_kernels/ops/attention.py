@@ -57,7 +57,7 @@ class _JointAttentionWithScore(torch.autograd.Function):
     def forward(
         qkv: Tensor, num_heads: int, queries: int | None, scale: float, backend: str
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return _with_score(backend)[0](qkv, num_heads, queries, scale)
+        return _with_score(backend, queries)[0](qkv, num_heads, queries, scale)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
@@ -75,13 +75,16 @@ class _JointAttentionWithScore(torch.autograd.Function):
         qkv, out, lse = ctx.saved_tensors
         dout = torch.zeros_like(out) if dout is None else dout.contiguous()
         dscore = lse.new_zeros(qkv.shape[:2]) if dscore is None else dscore.contiguous()
-        dqkv = _with_score(ctx.backend)[1](dout, dscore, qkv, out, lse, *ctx.options)
+        _, backward = _with_score(ctx.backend, ctx.options[1])
+        dqkv = backward(dout, dscore, qkv, out, lse, *ctx.options)
         return dqkv, None, None, None, None
 
 
-def _with_score(backend: str) -> tuple[Callable[..., Any], Callable[..., Tensor]]:
+def _with_score(
+    backend: str, queries: int | None
+) -> tuple[Callable[..., Any], Callable[..., Tensor]]:
     """Forward and backward: kernels of their own, or composed around those of joint attention."""
-    if backend == "cpu":
+    if backend == "cpu" and queries != 1:
         return _composed_with_score, _composed_with_score_backward
     fused = kernels(backend)
     return fused.joint_attention_with_score, fused.joint_attention_with_score_backward
@@ -92,16 +95,7 @@ def _composed_with_score(
 ) -> tuple[Tensor, Tensor, Tensor]:
     out, lse = kernels("cpu").joint_attention(qkv, num_heads, scale)
     q, k, _ = heads(qkv, num_heads)
-    return out, _attention_of(q[:, :, :queries], k, scale).mean((1, 2)), lse
-
-
-def _attention_of(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """Rows of the softmax. For a single one ``matmul`` would lay out all keys anew."""
-    if q.shape[2] != 1:
-        return wide_softmax(q, k, scale)
-    wide = torch.promote_types(q.dtype, torch.float32)
-    scores = (k.to(wide) * q.to(wide)).sum(-1) * scale  # in the order keys lie
-    return scores.softmax(-1).unsqueeze(2)
+    return out, wide_softmax(q[:, :, :queries], k, scale).mean((1, 2)), lse
 
 
 def _composed_with_score_backward(
@@ -118,16 +112,11 @@ def _composed_with_score_backward(
     q, k, _ = heads(qkv, num_heads)
     dq, dk, _ = heads(dqkv, num_heads)
     q, dq = q[:, :, :queries], dq[:, :, :queries]
-    rows = _attention_of(q, k, scale)
+    rows = wide_softmax(q, k, scale)
     dscore = dscore[:, None, None] * (scale / (num_heads * max(q.shape[2], 1)))
     drows = rows * (dscore - (rows * dscore).sum(-1, keepdim=True))
-    q, k = q.to(rows.dtype), k.to(rows.dtype)
-    if q.shape[2] == 1:
-        dq += (k * drows.mT).sum(2, keepdim=True)
-        dk.addcmul_(drows.mT, q)
-    else:
-        dq += drows @ k
-        dk += drows.mT @ q
+    dq += drows @ k.to(rows.dtype)
+    dk += drows.mT @ q.to(rows.dtype)
     return dqkv
 
 
@@ -169,7 +158,7 @@ def _kernel_with_score(
     qkv, scale = adjacent(qkv), scale_of(qkv, num_heads, scale)
     if needs_grad(qkv):
         return _JointAttentionWithScore.apply(qkv, num_heads, queries, scale, backend)[:2]
-    return _with_score(backend)[0](qkv, num_heads, queries, scale)[:2]
+    return _with_score(backend, queries)[0](qkv, num_heads, queries, scale)[:2]
 
 
 def _has_cpu_kernel(qkv: Tensor) -> bool:
