@@ -90,7 +90,9 @@ std::tuple<Tensor, Tensor> compute(const WeightGradientKernels<S>& kernel, const
 
 bool has_nan(const Tensor& dw) {
   const float* p = static_cast<const float*>(dw.const_data_ptr());
-  return std::any_of(p, p + dw.numel(), [](float v) { return v != v; });
+  int found = 0;  // no early exit: vectors of them are compared
+  for (int64_t i = 0, all = dw.numel(); i < all; ++i) found |= p[i] != p[i];
+  return found;
 }
 
 // Split products give NaN for infinity times a number: then, without them.
