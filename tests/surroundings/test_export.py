@@ -90,7 +90,7 @@ def test_token_selection() -> None:
     inputs[1][0] = 0  # every token is as important as the others
     program = torch.export.export(Hourglass(), inputs)
     recovers = "token_recover", "token_recover_with_importance"
-    names = "joint_attention", "token_shrink", *recovers, "moments"
+    names = "joint_attention_with_score", "token_shrink", *recovers, "moments"
     assert kernels_in(program) == dict.fromkeys(names, 1)
     want = Hourglass()(*inputs)
     close(program.module()(*inputs), want)
@@ -105,7 +105,8 @@ def test_models(kind: str, strict: bool) -> None:
             model, (input_of(kind),), dynamic_shapes=({0: Dim("batch")},), strict=strict
         )
     assert kernels_in(program)["depthwise_conv3d"] >= 4
-    assert kernels_in(program)["joint_attention"] >= 2
+    attention = "joint_attention_with_score" if kind == "light" else "joint_attention"
+    assert kernels_in(program)[attention] >= 2
     plain = decomposed(program)
     for size in (1, 3):
         x = input_of(kind, size)
