@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from ..gpu_experiments import answers
 from ..report import DOCUMENT
 
 BEGIN, END = "<!-- gpu: begin -->", "<!-- gpu: end -->"
@@ -53,7 +54,7 @@ _SAVED = (
 
 def table(found: dict[str, Any] | None) -> list[list[str]]:
     """A row a target: what, against whom, ratio, reach, aim."""
-    measured = {row["what"]: row for row in rows(found)}
+    measured = {row["what"]: row for row in rows(found) if "experiment" not in row}
     lines = []
     for target in TARGETS:
         row = measured.get(target.what)
@@ -78,6 +79,8 @@ def rows(found: dict[str, Any] | None) -> list[dict[str, Any]]:
 def markdown(found: dict[str, Any] | None) -> str:
     lines = ["|  | against | ratio | reach | aim |", "|---|---|---:|---:|---:|"]
     lines += [f"| {' | '.join(cells)} |" for cells in table(found)]
+    lines += ["", "| Question | What the figures say |", "|---|---|"]
+    lines += [f"| {number}. {what} | {answer} |" for number, what, answer in answers(rows(found))]
     if found:
         where = found["machine"]
         lines += [

@@ -18,8 +18,8 @@ from uniformer_kernels.bench.graphs import Make, compare
 
 from .rows import OURS, row
 
-_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-_DEPTHWISE = [  # kernel, T, H, W, C
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DEPTHWISE = [  # kernel, T, H, W, C
     (5, 8, 56, 56, 64),
     (3, 8, 56, 56, 64),
     (5, 8, 28, 28, 128),
@@ -29,7 +29,7 @@ _DEPTHWISE = [  # kernel, T, H, W, C
     (5, 8, 40, 40, 56),
     (3, 8, 10, 10, 224),
 ]
-_ATTENTION = [  # tokens, heads, head_dim
+ATTENTION = [  # tokens, heads, head_dim
     (1568, 5, 64),
     (392, 8, 64),
     (3136, 5, 64),
@@ -37,7 +37,7 @@ _ATTENTION = [  # tokens, heads, head_dim
     (402, 8, 28),
     (801, 8, 32),
 ]
-_FEED_FORWARD = [(8 * 56 * 56, 64), (8 * 28 * 28, 128), (8 * 14 * 14, 320)]  # rows of a clip, C
+FEED_FORWARD = [(8 * 56 * 56, 64), (8 * 28 * 28, 128), (8 * 14 * 14, 320)]  # rows of a clip, C
 
 
 def differentiated(
@@ -71,7 +71,7 @@ def in_cuda(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def depthwise(k: int, shape: tuple[int, ...], dtype: str, *, backward: bool) -> dict[str, Make]:
     C = shape[-1]
-    new = partial(torch.randn, device="cuda", dtype=_DTYPES[dtype])
+    new = partial(torch.randn, device="cuda", dtype=DTYPES[dtype])
 
     def inputs(layout: str) -> list[Tensor]:
         x = new(shape)
@@ -127,7 +127,7 @@ def attention(
     batch: int, N: int, heads: int, d: int, dtype: str, *, backward: bool
 ) -> dict[str, Make]:
     def inputs() -> list[Tensor]:
-        return [torch.randn(batch, N, 3 * heads * d, device="cuda", dtype=_DTYPES[dtype])]
+        return [torch.randn(batch, N, 3 * heads * d, device="cuda", dtype=DTYPES[dtype])]
 
     def sdpa(backend: SDPBackend, qkv: Tensor) -> Tensor:
         with sdpa_kernel(backend):
@@ -143,7 +143,7 @@ def attention(
 
 
 def feed_forward(rows: int, C: int, dtype: str, *, backward: bool) -> dict[str, Make]:
-    new = partial(torch.randn, device="cuda", dtype=_DTYPES[dtype])
+    new = partial(torch.randn, device="cuda", dtype=DTYPES[dtype])
 
     def inputs() -> list[Tensor]:
         return [new(rows, C), new(4 * C, C) / C**0.5, new(4 * C), new(C, 4 * C), new(C)]
@@ -181,7 +181,7 @@ def tokens(batch: int, N: int, C: int) -> dict[str, Make]:
 
 def run() -> Iterator[dict[str, Any]]:
     for dtype, size in (("bf16", 2), ("fp32", 4)):
-        for k, *grid in _DEPTHWISE:
+        for k, *grid in DEPTHWISE:
             shape = (16, *grid)
             elements = torch.Size(shape).numel()
             for backward in (False, True):
@@ -197,7 +197,7 @@ def run() -> Iterator[dict[str, Any]]:
                 )
                 torch.cuda.empty_cache()
     for batch in (16, 1):
-        for N, heads, d in _ATTENTION:
+        for N, heads, d in ATTENTION:
             for backward in (False, True):
                 results = compare(attention(batch, N, heads, d, "bf16", backward=backward))
                 pass_ = "forward + gradients" if backward else "forward"
@@ -205,7 +205,7 @@ def run() -> Iterator[dict[str, Any]]:
                 what = f"attention {N} × {heads} × {d}, batch {batch} bf16, {pass_}"
                 yield row(what, results, flops=flops)
                 torch.cuda.empty_cache()
-    for rows, C in _FEED_FORWARD:
+    for rows, C in FEED_FORWARD:
         for backward in (False, True):
             results = compare(feed_forward(16 * rows, C, "bf16", backward=backward))
             pass_ = "forward + gradients" if backward else "forward"

@@ -86,7 +86,7 @@ def test_every_depthwise_rival_runs(monkeypatch) -> None:
     """On tensors without numbers; autograd needs PyTorch for GPUs."""
     names = set()
     with FakeTensorMode():
-        for k, *grid in operators._DEPTHWISE:
+        for k, *grid in operators.DEPTHWISE:
             makes = operators.depthwise(k, (2, *grid), "bf16", backward=False)
             for name, make in makes.items():
                 if "channels" not in name:  # which are PyTorch's own
