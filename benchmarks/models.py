@@ -38,8 +38,17 @@ Modules = dict[str, nn.Module]
 
 def small(clips: int) -> tuple[Modules, Tensor]:
     """Ours and the eager rivals, and clips."""
+    return _joint("uniformer_video_small", clips)
+
+
+def base(clips: int) -> tuple[Modules, Tensor]:
+    """The same of UniFormer-B."""
+    return _joint("uniformer_video_base", clips)
+
+
+def _joint(name: str, clips: int) -> tuple[Modules, Tensor]:
     torch.manual_seed(0)
-    ours = uniformer.create_model("uniformer_video_small")
+    ours = uniformer.create_model(name)
     state = ours.state_dict()
     rivals = {OURS: ours, OFFICIAL: video.official(state), SDPA: video.best(state)}
     return rivals, torch.randn(clips, 3, 16, 224, 224)
@@ -75,8 +84,17 @@ def small_training_step(dtype: torch.dtype = torch.float32) -> Rivals:
 
 def xxs(clips: int) -> tuple[Modules, Tensor]:
     """Ours and the eager rivals, and clips."""
+    return _light("uniformer_video_xxs", clips)
+
+
+def xs(clips: int) -> tuple[Modules, Tensor]:
+    """The same of UniFormer-XS."""
+    return _light("uniformer_video_xs", clips)
+
+
+def _light(name: str, clips: int) -> tuple[Modules, Tensor]:
     torch.manual_seed(0)
-    ours = uniformer.create_model("uniformer_video_xxs")
+    ours = uniformer.create_model(name)
     # The zeros it starts from look at all tokens alike; rounding would choose among them.
     nn.init.normal_(ours.cls_token)
     state = ours.state_dict()
@@ -131,6 +149,14 @@ def dense_model(name: str) -> tuple[Callable[[Tensor], tuple[Tensor, ...]], Tens
     return torch.inference_mode()(model.eval()), image
 
 
+def dense_small(images: int) -> tuple[Modules, Tensor]:
+    """Ours and the official code with fused attention, and images."""
+    torch.manual_seed(0)
+    ours = uniformer.create_model("uniformer_dense_small", attention="hybrid", window_size=14)
+    modules = {OURS: ours, OFFICIAL_SDPA: dense.official(ours.state_dict())}
+    return modules, torch.randn(images, 3, 800, 1280)
+
+
 def dense_forward() -> Rivals:
     rivals = {name: partial(*dense_model(name)) for name in DENSE}
     agree(rivals, 1e-3)
@@ -163,7 +189,8 @@ def v2_global_block() -> Rivals:
 # UniFormerV2-B/16 as for Something-Something: 16 frames of 224 x 224, 8 behind the first layer
 
 
-def v2_forward() -> Rivals:
+def v2_base(clips: int) -> tuple[Modules, Tensor]:
+    """Ours and the official code with fused attention, and clips."""
     torch.manual_seed(0)
     ours = uniformer.create_model(
         "uniformerv2_b16",
@@ -177,7 +204,12 @@ def v2_forward() -> Rivals:
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)
     modules = {OURS: ours, OFFICIAL_SDPA: v2.official(ours.state_dict())}
-    return _forward(_inference(modules), torch.randn(1, 3, 16, 224, 224))
+    return modules, torch.randn(clips, 3, 16, 224, 224)
+
+
+def v2_forward() -> Rivals:
+    modules, clip = v2_base(1)
+    return _forward(_inference(modules), clip)
 
 
 # Models of others, accelerated: UniFormer-S as above, X3D-M on 16 frames of 112 x 112

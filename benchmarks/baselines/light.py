@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from uniformer_kernels.bench.plain import attention_weights, token_recover, token_shrink, unpacked
 
-from .video import LocalBlock, Mlp, PatchEmbed
+from .video import LocalBlock, Mlp, PatchEmbed, depths
 
 
 class ConvStem(nn.Module):
@@ -82,13 +82,13 @@ class HourglassBlock(nn.Module):
 
 
 class LightUniFormer(nn.Module):
-    """UniFormer-XXS for video without drop path."""
+    """UniFormer-XXS, or another lightweight one, for video without drop path."""
 
     def __init__(
         self,
-        depths: tuple[int, ...] = (2, 5, 8, 2),
-        dims: tuple[int, ...] = (56, 112, 224, 448),
-        head_dim: int = 28,
+        depths: tuple[int, ...],
+        dims: tuple[int, ...],
+        head_dim: int,
         num_classes: int = 400,
     ):
         super().__init__()
@@ -127,6 +127,7 @@ class LightUniFormer(nn.Module):
 
 def official(state: dict[str, Tensor]) -> nn.Module:
     """The authors' way, with the weights of `state`."""
-    model = LightUniFormer()
+    dims = tuple(len(state[f"blocks{stage}.0.norm1.weight"]) for stage in range(1, 5))
+    model = LightUniFormer(depths(state), dims, dims[0] // 2)
     model.load_state_dict(state)
     return model

@@ -124,16 +124,22 @@ class UniFormer(nn.Module):
         return self.head(self.norm(x).mean(dim=(2, 3, 4)))
 
 
+def depths(state: dict[str, Tensor]) -> tuple[int, ...]:
+    """The blocks of every stage of a model with these weights."""
+    blocks = {tuple(name.split(".")[:2]) for name in state if name.startswith("blocks")}
+    return tuple(sum(stage == f"blocks{number}" for stage, _ in blocks) for number in range(1, 5))
+
+
 def official(state: dict[str, Tensor]) -> nn.Module:
     """The authors' way, with the weights of `state`."""
-    model = UniFormer()
+    model = UniFormer(depths=depths(state))
     model.load_state_dict(state)
     return model
 
 
 def best(state: dict[str, Tensor]) -> nn.Module:
     """Eager PyTorch at its fastest, with the weights of `state`; give it channels-last clips."""
-    model = UniFormer(F.scaled_dot_product_attention)
+    model = UniFormer(F.scaled_dot_product_attention, depths(state))
     model.load_state_dict(state)
     return model.to(memory_format=torch.channels_last_3d)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uniformer_kernels.bench.graphs import Make, compare
+from uniformer_kernels.bench.timing import Samples
 
-from ..agreement import CHANNELS_LAST
 from ..memory import saved_bytes
 from ..models import SDPA, small, xxs
 from .rows import row
 
-COMPILED = "compiled, SDPA + channels-last"
+COMPILED = f"compiled, {SDPA}"
 
 
 def on_gpu(modules: dict[str, nn.Module], clips: Tensor) -> tuple[dict[str, nn.Module], Tensor]:
@@ -60,40 +61,61 @@ def loss(logits: Tensor | tuple[Tensor, Tensor], label: Tensor) -> Tensor:
     return sum(F.cross_entropy(one.float(), label) for one in logits) / 2
 
 
-def run() -> Iterator[dict[str, Any]]:
-    modules, clips = on_gpu(*small(16))
-    best = modules.pop(SDPA)
+@dataclass(frozen=True)
+class Family:
+    """A model and its rivals, the last of which is the best of PyTorch; compiled it is one more."""
 
-    evaluated = {name: m.eval() for name, m in modules.items()}
-    compiled = torch.compile(best.eval())
-    for graph in (True, False):
-        results = compare(
-            inference(evaluated | {SDPA: best.eval(), COMPILED: compiled}, clips), graph=graph
-        )
-        how = "as a graph" if graph else "from Python"
-        yield row(f"UniFormer-S 16×224 inference, batch 16 bf16, {how}", results)
+    name: str
+    build: Callable[[int], tuple[dict[str, nn.Module], Tensor]]
+    batch: int  # samples of the larger inference, and of a training step
+    trains: bool = True
 
-    steps = {name: m.train() for name, m in modules.items()}
-    best.train()
-    compiled = torch.compile(best)
-    makes = training(steps | {SDPA: best, COMPILED: compiled}, clips)
-    results = compare(makes, rounds=10, graph=False)
-    saved = {
-        name: saved_bytes(lambda m=m, name=name: m(layout(name, clips)), m.parameters())
-        for name, m in {**steps, SDPA: best}.items()
-    }
-    yield row("UniFormer-S 16×224 training step, batch 16 bf16", results, saved_bytes=saved)
-    del modules, best, compiled, steps, evaluated, makes
+
+FIRST = [Family("UniFormer-S 16×224", small, 16), Family("UniFormer-XXS 16×160", xxs, 16)]
+
+
+def peak(call: Callable[[], object]) -> int:
+    """Bytes a call allocates at its peak, over what is there before it."""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def measure(family: Family) -> Iterator[dict[str, Any]]:
+    """Inference of one sample and of many, from Python and as a graph, and a training step."""
+    for batch in (1, family.batch):
+        modules, clips = on_gpu(*family.build(batch))
+        best = list(modules)[-1]
+        evaluated = {name: module.eval() for name, module in modules.items()}
+        makes = inference(evaluated | {f"compiled, {best}": torch.compile(modules[best])}, clips)
+        for graph in (True, False):
+            results = compare(makes, graph=graph)
+            how = "as a graph" if graph else "from Python"
+            what = f"{family.name} inference, batch {batch} bf16, {how}"
+            peaks = {} if graph else {name: peak(makes[name]()) for name in ran(results)}
+            yield row(what, results, peak_bytes=peaks)
+        torch.cuda.empty_cache()
+    if family.trains:
+        modules = {name: module.train() for name, module in modules.items()}
+        saved = {
+            name: saved_bytes(lambda m=m, name=name: m(layout(name, clips)), m.parameters())
+            for name, m in modules.items()
+        }
+        makes = training(modules | {f"compiled, {best}": torch.compile(modules[best])}, clips)
+        results = compare(makes, rounds=10, graph=False)
+        peaks = {name: peak(makes[name]()) for name in ran(results)}
+        what = f"{family.name} training step, batch {family.batch} bf16"
+        yield row(what, results, saved_bytes=saved, peak_bytes=peaks)
     torch.cuda.empty_cache()
 
-    modules, clips = on_gpu(*xxs(1))
-    evaluated = {name: m.eval() for name, m in modules.items()}
-    for graph in (True, False):
-        results = compare(inference(evaluated, clips), graph=graph)
-        how = "as a graph" if graph else "from Python"
-        yield row(f"UniFormer-XXS 16×160 inference, batch 1 bf16, {how}", results)
-    modules, clips = on_gpu(*xxs(16))
-    modules.pop(CHANNELS_LAST)
-    steps = {name: m.train() for name, m in modules.items()}
-    results = compare(training(steps, clips), rounds=10, graph=False)
-    yield row("UniFormer-XXS 16×160 training step, batch 16 bf16", results)
+
+def ran(results: dict[str, Samples | str]) -> list[str]:
+    """The rivals that could."""
+    return [name for name, result in results.items() if isinstance(result, Samples)]
+
+
+def run() -> Iterator[dict[str, Any]]:
+    for family in FIRST:
+        yield from measure(family)
