@@ -67,8 +67,9 @@ void softmax(const S* query, const Rows<const S>& keys, int64_t tokens, int64_t 
   for (int64_t n = 0; n < tokens; ++n) row[n] /= sum;
 }
 
-void check_queries(std::optional<int64_t> queries, const Tensor& qkv) {
-  check(queries == 1 && qkv.dim() == 3 && qkv.size(1) > 0, "one query, of at least one token");
+void check_score(const Tensor& qkv, int64_t num_heads, std::optional<int64_t> queries) {
+  check(queries == 1 && num_heads > 0 && qkv.dim() == 3 && qkv.size(1) > 0,
+        "one query, of at least one head and token");
 }
 
 }  // namespace
@@ -76,7 +77,7 @@ void check_queries(std::optional<int64_t> queries, const Tensor& qkv) {
 std::tuple<Tensor, Tensor, Tensor> joint_attention_with_score(const Tensor& qkv, int64_t num_heads,
                                                               std::optional<int64_t> queries,
                                                               double scale) {
-  check_queries(queries, qkv);
+  check_score(qkv, num_heads, queries);
   const auto [out, lse] = joint_attention(qkv, num_heads, scale);
   const int64_t batch = qkv.size(0), tokens = qkv.size(1), width = qkv.size(2) / 3 / num_heads;
   const Tensor rows = allocate(qkv, {batch, num_heads, tokens}, ScalarType::Float);
@@ -105,7 +106,7 @@ Tensor joint_attention_with_score_backward(const Tensor& dout, const Tensor& dsc
                                            const Tensor& qkv, const Tensor& out, const Tensor& lse,
                                            int64_t num_heads, std::optional<int64_t> queries,
                                            double scale) {
-  check_queries(queries, qkv);
+  check_score(qkv, num_heads, queries);
   const int64_t batch = qkv.size(0), tokens = qkv.size(1), width = qkv.size(2) / 3 / num_heads;
   check(dscore.dim() == 2 && dscore.size(0) == batch && dscore.size(1) == tokens &&
             dscore.is_contiguous() && dscore.scalar_type() == ScalarType::Float,

@@ -67,8 +67,8 @@ struct Layer : PackedLayer {
     outputs = weight.size(0), inputs = weight.size(1);
     const int64_t row = outputs > 1 ? weight.stride(0) : 1;
     const int64_t column = inputs > 1 ? weight.stride(1) : 1;
-    check(is_matrix(weight, kType<X>) && (row == 1 || column == 1),
-          "weight [C_out, C_in] of x's dtype, adjacent along one axis");
+    check(is_matrix(weight, kType<X>) && (row == 1 || column == 1) && inputs > 0,
+          "weight [C_out, C_in] of x's dtype, adjacent along one axis, with inputs");
     check(!bias || (bias->dim() == 1 && bias->size(0) == outputs && bias->is_contiguous() &&
                     bias->scalar_type() == kType<X>),
           "bias [C_out] of x's dtype, contiguous");

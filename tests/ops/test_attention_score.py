@@ -135,3 +135,11 @@ def test_refuses_what_it_cannot_compute() -> None:
             forward(qkv, 2, queries, 0.25)
     with pytest.raises(RuntimeError, match=r"dscore \[B, N\]"):
         backward(out, score.double(), qkv, out, lse, 2, 1, 0.25)
+
+
+def test_the_cpus_gradient_refuses_no_heads() -> None:
+    """As an error: channels are divided by them, and a process would end there."""
+    qkv, out, score = draw(1, 3, 12), draw(1, 3, 4), draw(1, 3)
+    backward = kernels("cpu").joint_attention_with_score_backward
+    with pytest.raises(RuntimeError, match="at least one head"):
+        backward(out, score, qkv, out, draw(1, 1, 3), 0, 1, 1.0)

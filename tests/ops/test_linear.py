@@ -507,3 +507,15 @@ def test_a_norms_bias_alone_is_an_error(operator: str) -> None:
     }
     with pytest.raises(ValueError, match="norm_bias: expected norm_weight with it, got None"):
         calls[operator](norm_bias=draw(8))
+
+
+def test_the_cpus_kernels_refuse_layers_without_inputs() -> None:
+    """As an error: sizes are divided by, and a process would end there."""
+    ops, x = kernels("cpu"), draw(40, 8, dtype=torch.bfloat16)
+    empty, back = x.new_empty(0, 8), x.new_empty(8, 0)
+    with pytest.raises(RuntimeError, match="with inputs"):
+        ops.bfloat16_feed_forward(x, empty, None, back, None, "gelu", None)
+    with pytest.raises(RuntimeError, match="with inputs"):
+        ops.bfloat16_linear(back.repeat(5, 1), back, None, "", None)
+    y = feed_forward(x, empty, None, back, bias := draw(8, dtype=torch.bfloat16))
+    assert torch.equal(y, bias.expand(40, 8))
