@@ -88,9 +88,9 @@ bench: .venv/measured build
 	$(BIN)/python -m pytest benchmarks --benchmark-only --override-ini testpaths=benchmarks \
 		--benchmark-max-time 0.3 --benchmark-columns median,iqr,rounds
 
-# Everything on a GPU, with the Python that has PyTorch for it: make gpu PYTHON=python3 OUT=results
+# On a GPU, with the Python that has PyTorch for it: make gpu PYTHON=python3 OUT=results MINUTES=9
 gpu:
-	$(PYTHON) -m benchmarks.gpu $(STAGES) $(if $(OUT),--out "$(OUT)")
+	$(PYTHON) -m benchmarks.gpu $(STAGES) $(if $(OUT),--out "$(OUT)") $(if $(MINUTES),--minutes $(MINUTES))
 
 # The table of docs/performance.md.
 report: .venv/measured build

@@ -63,11 +63,15 @@ LIMITS = {  # seconds at most; the first stages are what the others rest on
     "memory": 150,
     "races": 200,
     "barriers": 120,
-    # Only if asked for: each fills a command's time.
+    # Only if asked for: they fill commands of their own.
     "more_models": 480,
     "experiments": 300,
+    "tables": 200,
+    "evidence": 250,
 }
-_APART = {"more_models": "benchmarks.gpu.more_models", "experiments": "benchmarks.gpu_experiments"}
+_APART = ("more_models", "experiments", "tables", "evidence")
+_MODULES = {"experiments": "benchmarks.gpu_experiments"}  # of stages that are not called as theirs
+_NOT_BEGUN = {"ok": False, "exit": "not begun: the minutes were over"}
 # Without PyTorch's cache a tensor ends where its memory does.
 _ENVIRONMENT = {"memory": {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}}
 
@@ -75,7 +79,10 @@ _ENVIRONMENT = {"memory": {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}}
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument(
-        "stages", nargs="*", metavar="stage", help=f"of {', '.join(LIMITS)}; all but the last two"
+        "stages", nargs="*", metavar="stage", help=f"of {', '.join(LIMITS)}; all but the last four"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=9, help="of all stages; the last ones get what is left"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)  # of a stage, from its parent
@@ -85,16 +92,18 @@ def main() -> None:
     if options.rows:
         (stage,) = options.stages
         rows = []
-        for row in import_module(_APART.get(stage, f".{stage}"), __package__).run():
+        for row in import_module(_MODULES.get(stage, f".{stage}"), __package__).run():
             rows.append(row)
             options.rows.write_text(json.dumps(rows))
     else:
         wanted = options.stages or LIMITS.keys() - _APART
-        sys.exit(run([stage for stage in LIMITS if stage in wanted], options.out))
+        stages = [stage for stage in LIMITS if stage in wanted]
+        sys.exit(run(stages, options.out, options.minutes * 60))
 
 
-def run(stages: Sequence[str], out: Path) -> int:
-    """Run stages in their order; 1 if one of them failed."""
+def run(stages: Sequence[str], out: Path, seconds: float) -> int:
+    """Run stages in their order, in so many seconds; 1 if one of them failed or was not begun."""
+    end = time.monotonic() + seconds
     gpu = _gpu()
     where = machine("make gpu") | gpu
     commit, *_ = where["commit"].split("+")  # the table and the document change on the way
@@ -106,7 +115,12 @@ def run(stages: Sequence[str], out: Path) -> int:
     # The CUDA kernels are compiled for this GPU alone, which takes a third of the time.
     os.environ.setdefault("UNIFORMER_KERNELS_CUDA_ARCHS", gpu["capability"].replace(".", ""))
     for stage in stages:
-        found["stages"][stage] = _stage(stage, folder)
+        left = end - time.monotonic()
+        if left > 0:
+            found["stages"][stage] = _stage(stage, folder, min(LIMITS[stage], left))
+        else:
+            print(f"{stage:<11} not begun", flush=True)
+            found["stages"].setdefault(stage, _NOT_BEGUN)  # what it found before stays
         result.write_text(json.dumps(found, indent=1) + "\n")
         if stage == "winners":
             shutil.copy(tuning.TABLE, folder)
@@ -128,8 +142,14 @@ def _gpu() -> dict[str, str]:
     return {"gpu": name, "gpu_memory": memory, "driver": driver, "capability": capability}
 
 
-def _stage(stage: str, folder: Path) -> dict[str, Any]:
-    """What a stage printed last, how long it took, and its rows."""
+def _stage(stage: str, folder: Path, limit: float) -> dict[str, Any]:
+    """What a stage printed last, how long it took, and its rows.
+
+    Args:
+        stage: its name.
+        folder: for its files on the way.
+        limit: seconds, past which it is stopped.
+    """
     rows = folder / f"{stage}.rows"
     command = COMMANDS.get(stage, [_PYTHON, "-m", __package__, stage, "--rows", str(rows)])
     path = os.pathsep.join([str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")])
@@ -148,16 +168,16 @@ def _stage(stage: str, folder: Path) -> dict[str, Any]:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # stopped as one, so that nothing is left on the GPU
             )
-            code: int | str = process.wait(LIMITS[stage])
+            code: int | str = process.wait(limit)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            code = f"stopped after {LIMITS[stage]} s"
+            code = f"stopped after {limit:.0f} s"
         except OSError as error:
             code = str(error)
     seconds = time.perf_counter() - start
     print(
-        f"{stage:<10} {'ok' if code == 0 else f'failed ({code})':<24} {seconds:6.1f} s", flush=True
+        f"{stage:<11} {'ok' if code == 0 else f'failed ({code})':<24} {seconds:6.1f} s", flush=True
     )
     found: dict[str, Any] = {"ok": code == 0, "exit": code, "seconds": round(seconds, 1)}
     if rows.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,11 +12,27 @@ from uniformer_kernels.bench.graphs import compare
 
 from .rows import OURS, row
 
+MULTIPLY_ADDS = "multiply-adds in float32"  # of no measurement: lanes by clock
+
 
 def run() -> Iterator[dict[str, Any]]:
     yield _copy(2**29)
     for dtype in (torch.bfloat16, torch.float32):
         yield _matmul(8192, dtype)
+    yield {"what": MULTIPLY_ADDS, "flop_per_s": 2 * lanes() * full_speed()}
+
+
+def lanes() -> int:
+    """Float32 multiply-adds the GPU's multiprocessors start in a clock, by their data sheets."""
+    gpu = torch.cuda.get_device_properties(0)
+    return (64 if (gpu.major, gpu.minor) == (8, 0) else 128) * gpu.multi_processor_count
+
+
+def full_speed() -> float:
+    """The clock of the processors at its fastest, in Hz."""
+    query = ["nvidia-smi", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits"]
+    megahertz, *_ = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
+    return float(megahertz) * 1e6
 
 
 def _copy(elements: int) -> dict[str, Any]:

@@ -179,6 +179,17 @@ def tokens(batch: int, N: int, C: int) -> dict[str, Make]:
     return {name: partial(make, chain) for name, chain in chains.items()}
 
 
+def selection(batch: int, N: int, C: int) -> dict[str, Make]:
+    """The first half of it: which tokens stay, and the mean of the others."""
+
+    def make(shrink: Callable[..., object]) -> Callable[[], object]:
+        x = torch.randn(batch, N, C, device="cuda", dtype=torch.bfloat16)
+        return partial(shrink, x, torch.rand(batch, N, device="cuda"), N // 2)
+
+    kernels = {OURS: uk.token_shrink, "CUDA C++": in_cuda(uk.token_shrink)}
+    return {name: partial(make, kernel) for name, kernel in kernels.items()}
+
+
 def run() -> Iterator[dict[str, Any]]:
     for dtype, size in (("bf16", 2), ("fp32", 4)):
         for k, *grid in DEPTHWISE:
@@ -212,3 +223,4 @@ def run() -> Iterator[dict[str, Any]]:
             flops = 16 * rows * C * 4 * C * 4 * (3 if backward else 1)
             yield row(f"feed-forward C = {C} bf16, {pass_}", results, flops=flops)
     yield row("token_shrink + token_recover 800×224 bf16", compare(tokens(16, 800, 224)))
+    yield row("token_shrink 800×224 bf16, batch 16", compare(selection(16, 800, 224)))

@@ -14,7 +14,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks import gpu_experiments
-from benchmarks.gpu import document, operators, probes
+from benchmarks.gpu import operators, probes, sections
 from benchmarks.gpu_experiments import CUDNN, DENSE, EXPERIMENTS, FMA, NATIVE, OURS, TOEPLITZ
 from uniformer_kernels.bench.timing import Samples
 
@@ -155,7 +155,7 @@ def test_pytorchs_passes_run(monkeypatch) -> None:
 
 
 def test_the_document_has_a_line_for_each() -> None:
-    text = document.markdown(None)
+    text = sections.performance(None)
     for number, experiment in EXPERIMENTS.items():
         assert f"| {number}. {experiment.question} | not measured |" in text
 

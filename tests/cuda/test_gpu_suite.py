@@ -52,9 +52,9 @@ def test_a_stage_that_takes_too_long_keeps_its_rows(stages, monkeypatch, tmp_pat
     )
     stages["check"] = python("print('passed')")
     stages["memory"] = ["no-such-program"]
-    assert suite.run(["operators"], tmp_path) == 1
-    assert suite.run(["check"], tmp_path) == 0  # which keeps what the first run found
-    assert suite.run(["memory"], tmp_path) == 1
+    assert suite.run(["operators"], tmp_path, 60) == 1
+    assert suite.run(["check"], tmp_path, 60) == 0  # which keeps what the first run found
+    assert suite.run(["memory"], tmp_path, 60) == 1
     (file,) = (tmp_path / "some-gpu").iterdir()
     found = json.loads(file.read_text())["stages"]
     assert [stage["ok"] for stage in found.values()] == [False, True, False]
@@ -63,6 +63,21 @@ def test_a_stage_that_takes_too_long_keeps_its_rows(stages, monkeypatch, tmp_pat
     assert "no-such-program" in found["memory"]["exit"]
     time.sleep(1)
     assert not late.exists()  # it was stopped with what it had started
+
+
+def test_stages_share_the_time_there_is(stages, tmp_path: Path) -> None:
+    """The one that is at work when it is over is stopped, later ones are not begun."""
+    stages["check"] = python("import time; time.sleep(60)")
+    stages["memory"] = python("print('begun')")
+    assert suite.run(["memory"], tmp_path, 60) == 0
+    start = time.monotonic()
+    assert suite.run(["check", "memory", "races"], tmp_path, 1.5) == 1
+    assert time.monotonic() - start < 30
+    (file,) = (tmp_path / "some-gpu").iterdir()
+    found = json.loads(file.read_text())["stages"]
+    assert found["check"]["exit"] == "stopped after 1 s"
+    assert found["races"] == {"ok": False, "exit": "not begun: the minutes were over"}
+    assert found["memory"]["log"] == ["begun"]  # what was found before is not lost
 
 
 def test_the_tests_it_runs_are_there() -> None:

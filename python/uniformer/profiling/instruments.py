@@ -87,9 +87,9 @@ class Traffic(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if _works(func):
+        if works(func):
             moved, calls = self.counts.get(self.label, (0, 0))
-            moved += _traffic(func._schema, args, kwargs or {}, result)
+            moved += traffic(func._schema, args, kwargs or {}, result)
             self.counts[self.label] = moved, calls + 1
         return result
 
@@ -99,7 +99,7 @@ _OVERWRITES = {"copy_", "fill_", "zero_"}  # do not read what they change
 
 
 @functools.cache
-def _works(func: torch._ops.OpOverload) -> bool:
+def works(func: torch._ops.OpOverload) -> bool:
     """Whether an operator does more than to make a view, to allocate or to answer a question."""
     schema = func._schema
     aliases = [r.alias_info for r in schema.returns]
@@ -112,7 +112,7 @@ def _name(schema: torch._C.FunctionSchema) -> str:
     return schema.name.rpartition("::")[2]
 
 
-def _traffic(
+def traffic(
     schema: torch._C.FunctionSchema, args: tuple, kwargs: dict[str, Any], result: Any
 ) -> int:
     """Bytes of the tensors a call was given, those of them it changed, and the new ones."""
