@@ -15,7 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks import gpu_experiments
 from benchmarks.gpu import operators, probes, sections
-from benchmarks.gpu_experiments import CUDNN, DENSE, EXPERIMENTS, FMA, NATIVE, OURS, TOEPLITZ
+from benchmarks.gpu.questions import convolutions, launches, products
+from benchmarks.gpu.questions.convolutions import CUDNN, DENSE, FMA, NATIVE, TOEPLITZ
+from benchmarks.gpu.rows import OURS
+from benchmarks.gpu_experiments import EXPERIMENTS
 from uniformer_kernels.bench.timing import Samples
 
 
@@ -27,23 +30,26 @@ def seconds(monkeypatch) -> dict[str, float]:
     def compare(rivals: dict[str, Any], **_: Any) -> dict[str, Samples]:
         return {name: Samples([taken.get(name, 1e-6)]) for name in rivals}
 
+    compare_by(monkeypatch, compare)
     gpu = SimpleNamespace(multi_processor_count=100)
+    monkeypatch.setattr(convolutions, "repeats", lambda call: True)
+    monkeypatch.setattr(convolutions, "full_speed", lambda: 2e9)
     for name, stub in {
-        "compare": compare,
         "kernels": lambda call: 7,
-        "repeats": lambda call: True,
         "on_gpu": lambda modules, clips: (modules, clips),
+        "inference": lambda modules, _: dict.fromkeys(modules, int),
         "small": lambda batch: (dict.fromkeys((OURS, "SDPA + channels-last"), nn.Identity()), 1),
         "xxs": lambda batch: ({OURS: nn.Identity()}, 1),
-        "_full_speed": lambda: 2e9,
     }.items():
-        monkeypatch.setattr(gpu_experiments, name, stub)
-    monkeypatch.setattr(
-        gpu_experiments, "inference", lambda modules, _: dict.fromkeys(modules, int)
-    )
+        monkeypatch.setattr(launches, name, stub)
     monkeypatch.setattr(probes, "multiplying", lambda: (int, 2 * 8192**3))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
     return taken
+
+
+def compare_by(monkeypatch, compare) -> None:
+    for theme in (convolutions, launches, products):
+        monkeypatch.setattr(theme, "compare", compare)
 
 
 def measured(number: int) -> list[dict[str, Any]]:
@@ -131,23 +137,23 @@ def test_what_graphs_and_programmatic_launches_gain(seconds) -> None:
 
 def test_what_did_not_run_decides_nothing(seconds, monkeypatch) -> None:
     failed = lambda rivals, **_: dict.fromkeys(rivals, "RuntimeError: no")  # noqa: E731
-    monkeypatch.setattr(gpu_experiments, "compare", failed)
+    compare_by(monkeypatch, failed)
     for number in (2, 3, 4, 5, 8, 9, 10):
         assert "did not run" in answer(number, measured(number))
 
 
 def test_bitwise_repeatable() -> None:
     results = iter([torch.ones(2)] * 9 + [torch.tensor([1.0, 1.0 + 2**-20])])
-    assert not gpu_experiments.repeats(lambda: next(results))
-    assert gpu_experiments.repeats(lambda: torch.ones(2))
+    assert not convolutions.repeats(lambda: next(results))
+    assert convolutions.repeats(lambda: torch.ones(2))
 
 
 def test_pytorchs_passes_run(monkeypatch) -> None:
     """On this processor: each gives the gradient that it is asked for, and no other."""
-    monkeypatch.setattr(gpu_experiments, "_DEVICE", "cpu")
+    monkeypatch.setattr(convolutions, "_DEVICE", "cpu")
     for layout in (CUDNN, NATIVE):
-        for mask in gpu_experiments._PASSES.values():
-            call = gpu_experiments._convolution(3, (2, 3, 4, 5, 6), torch.float64, layout, mask)()
+        for mask in convolutions._PASSES.values():
+            call = convolutions._convolution(3, (2, 3, 4, 5, 6), torch.float64, layout, mask)()
             if mask is None:
                 assert call().shape == (2, 6, 3, 4, 5)
             else:
@@ -176,4 +182,4 @@ def test_the_probes_are_what_they_say(tmp_path: Path) -> None:
 
 
 def test_every_shape_is_an_operators() -> None:
-    assert {k for k, *_ in operators.DEPTHWISE} == set(gpu_experiments._ISSUE_BOUND)
+    assert {k for k, *_ in operators.DEPTHWISE} == set(convolutions._ISSUE_BOUND)

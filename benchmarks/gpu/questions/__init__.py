@@ -1,0 +1,1 @@
+"""What `benchmarks.gpu_experiments` asks a GPU: measured, and decided, by theme."""
