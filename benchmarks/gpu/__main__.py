@@ -50,6 +50,7 @@ COMMANDS: dict[str, list[str]] = {
     "races": _watched("racecheck"),
     "barriers": _watched("synccheck"),
     "winners": [_PYTHON, "-m", "uniformer_kernels.tune", "--winners"],
+    "tune": [_PYTHON, "-m", "uniformer_kernels.tune", "--dtype", "bfloat16"],
 }
 LIMITS = {  # seconds at most; the first stages are what the others rest on
     "build": 240,
@@ -68,8 +69,9 @@ LIMITS = {  # seconds at most; the first stages are what the others rest on
     "experiments": 300,
     "tables": 200,
     "evidence": 250,
+    "tune": 500,
 }
-_APART = ("more_models", "experiments", "tables", "evidence")
+_APART = ("more_models", "experiments", "tables", "evidence", "tune")
 _MODULES = {"experiments": "benchmarks.gpu_experiments"}  # of stages that are not called as theirs
 _NOT_BEGUN = {"ok": False, "exit": "not begun: the minutes were over"}
 # Without PyTorch's cache a tensor ends where its memory does.
@@ -79,7 +81,7 @@ _ENVIRONMENT = {"memory": {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}}
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument(
-        "stages", nargs="*", metavar="stage", help=f"of {', '.join(LIMITS)}; all but the last four"
+        "stages", nargs="*", metavar="stage", help=f"of {', '.join(LIMITS)}; all but the last five"
     )
     parser.add_argument(
         "--minutes", type=float, default=9, help="of all stages; the last ones get what is left"
@@ -122,7 +124,7 @@ def run(stages: Sequence[str], out: Path, seconds: float) -> int:
             print(f"{stage:<11} not begun", flush=True)
             found["stages"].setdefault(stage, _NOT_BEGUN)  # what it found before stays
         result.write_text(json.dumps(found, indent=1) + "\n")
-        if stage == "winners":
+        if stage in ("winners", "tune"):
             shutil.copy(tuning.TABLE, folder)
     document.refresh(found)
     document.show(found)

@@ -175,7 +175,7 @@ def test_twins_serve_where_they_are_faster(twin, monkeypatch) -> None:
 
 
 def test_the_tuner_takes_the_fastest_twin_that_is_right(monkeypatch) -> None:
-    tune = pytest.importorskip("uniformer_kernels.tune")
+    tuner = pytest.importorskip("uniformer_kernels.tune.tuner")
     x, weight = (torch.empty(s, dtype=torch.half) for s in ((1, 2, 3, 3, 8), (8, 1, 5, 5, 5)))
     calls = {
         "": (cuda.CONVOLUTION, (x, weight, None, False)),
@@ -202,14 +202,14 @@ def test_the_tuner_takes_the_fastest_twin_that_is_right(monkeypatch) -> None:
                 f"{twin}{suffix}": partial(kernel, twin, 2.0 if twin == wrong else 1.0)
                 for twin in times
             }
-            monkeypatch.setattr(tune, "kernels", lambda _, of=kernels: SimpleNamespace(**of))
+            monkeypatch.setattr(tuner, "kernels", lambda _, of=kernels: SimpleNamespace(**of))
+            # The last winner's row goes where another one wins.
+            rows = {f"{cuda.TMA}{suffix}": dict(faster)} if architecture == "sm_90" else {}
             with tuning.assuming(architecture):
-                found = tune.twins(
-                    [call, ("linear", (x, weight))],
-                    x.device,
-                    lambda call, times=times: times[call.args[0]],
-                )
-            assert found == ({f"{best}{suffix}": faster} if best else {})
+                tuned = tuner.Tuner(rows, x.device, lambda call, times=times: times[call.args[0]])
+                for one in (call, ("linear", (x, weight))):
+                    tuned.twins(one)
+            assert rows == ({f"{best}{suffix}": faster} if best else {})
     assert set(asked) == {(), (False, True)}  # the input's gradient is a convolution
 
 

@@ -117,10 +117,11 @@ def test_every_depthwise_rival_runs(monkeypatch) -> None:
 
 def test_winners(monkeypatch) -> None:
     """Every call that is compared is one that both kernels take; slower gradients count."""
-    tune = pytest.importorskip("uniformer_kernels.tune")
-    calls = tune.calls_of(partial(tune.operators, 2, torch.bfloat16))
+    tuner = pytest.importorskip("uniformer_kernels.tune.tuner")
+    from uniformer_kernels.tune.calls import models_calls
+
     monkeypatch.setattr(cuda, "declines", lambda *_: None)
-    monkeypatch.setattr(tune, "_agree", lambda *_: True)
+    monkeypatch.setattr(tuner, "_agree", lambda *_: True)
     timed: list[str] = []
 
     def time(call) -> float:
@@ -131,8 +132,11 @@ def test_winners(monkeypatch) -> None:
         slow = "triton" in timed[-1] or "token_recover_backward" in timed[-1]
         return 1.0 if slow else 0.5
 
+    rows: tuner.Rows = {cuda.TOKENS: {"N800 C224 16 bits": {"faster": True}}}
     with tuning.assuming("sm_90"):
-        rows = tune.rivals(calls, torch.device("meta"), time)
+        tuned = tuner.Tuner(rows, torch.device("meta"), time)
+        for call in models_calls(2, [torch.bfloat16]):
+            tuned.backends(call)
     assert set(rows) == {cuda.CONVOLUTIONS}  # of the tokens' kernels one is slower
     assert rows[cuda.CONVOLUTIONS]["k5x5x5 8x56x56 C64 16 bits"] == {"faster": True}
     assert "k3x3x3 8x14x14 C320 16 bits" in rows[cuda.CONVOLUTIONS]

@@ -24,7 +24,7 @@ import torch
 from benchmarks.workloads import BUDGETED
 from tests.triton.ahead_of_time import ARCHITECTURES, Binary, Variant, build
 from uniformer_kernels.triton.plan import planning
-from uniformer_kernels.tune import local_blocks
+from uniformer_kernels.tune.calls import local_blocks
 
 FILE = Path(__file__).with_name("budgets.json")
 

@@ -34,15 +34,15 @@ def test_what_is_planned_is_what_runs(call: Call, backend: str) -> None:
 
 
 def test_tuner_takes_what_is_faster_and_right(backend: str, monkeypatch) -> None:
-    from uniformer_kernels import tune
+    from uniformer_kernels.tune import calls, tuner
 
     def run() -> None:
         x = torch.empty(1, 2, 3, 4, 8, device="meta")
         ops.depthwise_conv3d(x, torch.empty(8, 1, 1, 3, 3, device="meta"))
 
     good, wrong, broken = {"BLOCK_C": 8}, {"BLOCK_C": 16}, {"BLOCK_C": 24}
-    calls = tune.calls_of(run)
-    assert [name for name, _ in calls] == ["depthwise_conv3d"]
+    (call,) = calls.calls_of(run)
+    assert call[0] == "depthwise_conv3d"
     tunable = tuning.KERNELS["depthwise_conv3d"]
     monkeypatch.setattr(tunable, "space", [wrong, good, broken])
     tried: list[object] = []
@@ -52,12 +52,17 @@ def test_tuner_takes_what_is_faster_and_right(backend: str, monkeypatch) -> None
         tried.append(tunable._tried.get())
         return 1.0 if tunable._tried.get() == {} else 0.5
 
-    monkeypatch.setattr(tune, "_agree", lambda got, want: tunable._tried.get() != wrong)
-    rows = tune.tune(calls, torch.device("cpu"), time)
+    monkeypatch.setattr(tuner, "_agree", lambda got, want: tunable._tried.get() != wrong)
+    rows: tuner.Rows = {}
+    tuner.Tuner(rows, torch.device("cpu"), time).tiles(call)
     (found,) = rows["depthwise_conv3d"].values()
     assert found == good
     assert wrong not in tried
     assert broken not in tried
+    # What does not gain any more loses its row; a class that is not measured keeps its.
+    rows["depthwise_conv3d"]["another"] = good
+    tuner.Tuner(rows, torch.device("cpu"), lambda call: 1.0).tiles(call)
+    assert rows == {"depthwise_conv3d": {"another": good}}
 
 
 def test_table_is_asked_and_rewritten(backend: str, monkeypatch, tmp_path) -> None:
@@ -82,9 +87,14 @@ def test_table_is_asked_and_rewritten(backend: str, monkeypatch, tmp_path) -> No
 
 def test_tuner_knows_every_kernel(backend: str) -> None:
     """Its calls ask for the options of all that have some, at least once."""
-    from uniformer_kernels import tune
+    from uniformer_kernels.tune import calls
 
     with tuning.asking() as asked:
-        calls = tune.calls_of(lambda: tune.operators(2, torch.float16))
+        found = calls.calls_of(lambda: calls.operators(2, torch.float16))
     assert {name for name, _ in asked} == set(tuning.KERNELS)
-    assert len(calls) > len({name for name, _ in calls}) > 10
+    assert len(found) > len({name for name, _ in found}) > 10
+    with tuning.asking() as tried:
+        launches = list(calls.candidates(2, [torch.float16], "sm_90"))
+    assert tried == asked
+    most = max(len(tunable.space) for tunable in tuning.KERNELS.values())
+    assert len(launches) > most * len(tuning.KERNELS)
