@@ -207,7 +207,9 @@ def _feed_forward(
     if bfloat16.multiplies(x.dtype):
         layers = fc1_weight, fc1_bias, fc2_weight, fc2_bias
         packed = fc1_packed, fc2_packed
-        return bfloat16.feed_forward(x, *layers, activation, residual, *packed).view(shape)
+        y = bfloat16.feed_forward(x, *layers, activation, residual, *packed)
+        # Not a view: autograd lets nobody write to those a Function returns.
+        return torch.ops.aten._unsafe_view(y, shape)
     dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
     y = x.new_empty(shape, dtype=dtype)
     y_rows = y.view(-1, out)

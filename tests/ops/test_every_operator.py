@@ -80,6 +80,19 @@ def test_only_required_gradients_reach_the_leaves(call: Call, backend: str) -> N
         assert not call.kernel(**inputs).requires_grad
 
 
+@every_gradient
+def test_the_result_may_be_written_to(call: Call, backend: str) -> None:
+    """By an activation in place, say: autograd forbids it for views that a Function returns."""
+    inputs = call.inputs()
+    first = next(iter(inputs))
+    for residual in (inputs.get("residual"), None):
+        leaves = inputs | {first: inputs[first].requires_grad_()}
+        if "residual" in inputs:
+            leaves["residual"] = residual
+        want = 2 * call.kernel(**leaves)
+        assert torch.equal(call.kernel(**leaves).mul_(2), want)
+
+
 @every_operator
 def test_empty_batch(call: Call, backend: str) -> None:
     """Nothing in, nothing out, and parameters get zeros, as from PyTorch."""

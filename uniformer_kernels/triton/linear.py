@@ -161,7 +161,8 @@ def linear(
         _fused(x, weight, bias, activation, residual, y, z if save else None, options)
         return y, z
     product = x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
-    product = product.view(shape)
+    # Not a view: autograd lets nobody write to those a Function returns.
+    product = torch.ops.aten._unsafe_view(product, shape)
     if activation == "" and residual is None:
         return product, x.new_empty(0)
     y = product if not save and dtype == x.dtype else torch.empty_like(product, dtype=dtype)
