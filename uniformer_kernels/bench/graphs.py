@@ -7,7 +7,9 @@ inputs make every call find the L2 cache cold, as it is between the layers of a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +20,10 @@ Call = Callable[[], Any]
 Make = Callable[[], Call]
 """Makes a call with inputs of its own."""
 
+_FEW, _PATIENCE = 5, 2.0  # rounds there are always, and seconds after which there are no more
+_LONG = 0.02  # seconds of a graph's calls: what takes so long needs no more of them
+_HEAD_START = 1_000_000  # clocks the GPU waits, in which the processor starts a graph
+
 
 def compare(
     rivals: Mapping[str, Make], *, rounds: int = 20, graph: bool = True
@@ -26,7 +32,7 @@ def compare(
 
     Args:
         rivals: how to make each rival's call.
-        rounds: timings of each.
+        rounds: timings of each; fewer, but the same for all, where they take long.
         graph: replay a graph of calls on several inputs; else start one call from Python, so that
             what the processor takes counts, as for a user who does not use graphs.
     """
@@ -38,12 +44,14 @@ def compare(
         except Exception as error:  # a rival may lack the case; the others are still measured
             results[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     found: dict[str, list[float]] = {name: [] for name in ready}
-    names = list(ready)
+    names, start = list(ready), time.perf_counter()
     for round_ in range(rounds):
+        if round_ >= _FEW and time.perf_counter() - start > _PATIENCE:
+            break
         first = round_ % max(len(names), 1)
         for name in names[first:] + names[:first]:
             call, calls = ready[name]
-            found[name].append(seconds(call) / calls)
+            found[name].append(seconds(call, head_start=graph) / calls)
     return results | {name: Samples(values) for name, values in found.items()}
 
 
@@ -54,10 +62,18 @@ def _warm(call: Call) -> Call:
     return call
 
 
-def seconds(call: Call) -> float:
-    """Of one call, by the GPU's clock."""
+def seconds(call: Call, *, head_start: bool = False) -> float:
+    """Of one call, by the GPU's clock.
+
+    Args:
+        call: what to time.
+        head_start: let the processor start it before the GPU's clock does, so that only what the
+            GPU takes counts.
+    """
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
+    if head_start:
+        torch.cuda._sleep(_HEAD_START)
     start.record()
     call()
     end.record()
@@ -67,12 +83,13 @@ def seconds(call: Call) -> float:
 
 def replay(make: Make) -> tuple[Call, int]:
     """A graph of calls, and how many there are in it."""
+    calls = [_warm(make())]
     before = torch.cuda.memory_allocated()
-    first = _warm(make())
-    size = max(torch.cuda.memory_allocated() - before, 1)
-    cache = torch.cuda.get_device_properties(0).L2_cache_size
-    copies = min(max(math.ceil(3 * cache / size), 2), 32)
-    calls = [first, *(make() for _ in range(copies - 1))]
+    other = make()
+    size = torch.cuda.memory_allocated() - before
+    if size > 0:  # else they share their inputs, and one is as good as many
+        copies = _copies(size, seconds(calls[0]))
+        calls += [other, *(make() for _ in range(copies - 2))]
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -84,4 +101,21 @@ def replay(make: Make) -> tuple[Call, int]:
         kept = [call() for call in calls]  # noqa: F841 results must not share memory
     graph.replay()
     torch.cuda.synchronize()
-    return graph.replay, copies
+    return _Replayed(graph, calls), len(calls)
+
+
+def _copies(size: int, each: float) -> int:
+    """How many inputs of so many bytes do not fit the cache; two where a call takes long."""
+    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    return max(min(math.ceil(3 * cache / size), 32, int(_LONG / each)), 2)
+
+
+@dataclass(frozen=True)
+class _Replayed:
+    """Replays a graph, whose calls' inputs have to outlive it: it knows but their addresses."""
+
+    graph: torch.cuda.CUDAGraph
+    calls: Sequence[Call]
+
+    def __call__(self) -> None:
+        self.graph.replay()
