@@ -17,12 +17,16 @@ from . import agreement, memory, models, operators
 
 @dataclass(frozen=True)
 class Target:
-    """The ratio to the best of `rivals` that is to be reached, and the one hoped for."""
+    """The ratio to the best of `rivals` that is to be reached, and the one hoped for.
+
+    `ours` is another way of running ours than just calling it.
+    """
 
     against: str
     rivals: tuple[str, ...]
     reach: float
     aim: float | None = None
+    ours: str = agreement.OURS
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ def measurements() -> Iterator[Measurement]:
         models.v2_global_block,
         (Target(*official, 5, 5),),
     )
+    ready = {"ours": models.PREPARED}
     best = "best of PyTorch", (models.SDPA, *models.COMPILED)
     trained = "best of PyTorch", (models.SDPA, models.COMPILED[0])
     openvino = "OpenVINO", (models.OPENVINO,)
@@ -120,12 +125,19 @@ def measurements() -> Iterator[Measurement]:
             Target(*best, 1.6, 2.1),
             Target(*openvino, 1, 1.2),
             Target(*onnxruntime, 1),
+            Target(*best, 1.6, 2.1, **ready),
+            Target(*openvino, 1, 1.2, **ready),
         ),
     )
     yield Measurement(
         "UniFormer-S 16×224 bf16, forward",
         partial(models.small_forward, torch.bfloat16),
-        (Target(*best, 1.7, 2.2), Target(*openvino, 1, 1.2)),
+        (
+            Target(*best, 1.7, 2.2),
+            Target(*openvino, 1, 1.2),
+            Target(*best, 1.7, 2.2, **ready),
+            Target(*openvino, 1, 1.2, **ready),
+        ),
     )
     yield Measurement(
         "UniFormer-S 16×224, training step of two clips",
@@ -140,7 +152,11 @@ def measurements() -> Iterator[Measurement]:
     yield Measurement(
         "UniFormer-XXS 16×160, forward",
         models.xxs_forward,
-        (Target(*official, 1.8, 2.6), Target(*onnxruntime, 1)),
+        (
+            Target(*official, 1.8, 2.6),
+            Target(*onnxruntime, 1),
+            Target(*official, 1.8, 2.6, **ready),
+        ),
     )
     yield Measurement(
         "UniFormer-XXS 16×160, training step of two clips",
@@ -151,7 +167,7 @@ def measurements() -> Iterator[Measurement]:
     yield Measurement(
         "UniFormerV2-B/16 16×224 for Something-Something, forward",
         models.v2_forward,
-        (Target(*fused, 1.5, 2),),
+        (Target(*fused, 1.5, 2), Target(*fused, 1.5, 2, **ready)),
     )
     own = "our own model", (models.OWN,)
     yield Measurement(

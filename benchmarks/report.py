@@ -26,20 +26,21 @@ BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 def rows(measurement: Measurement, samples: dict[str, Samples]) -> list[dict[str, Any]]:
     """The table's rows from one measurement."""
     medians = {name: s.median * measurement.scale for name, s in samples.items()}
-    ours = medians[OURS]
     found = []
     for target in measurement.targets:
+        ours = medians[target.ours]
         best = min(target.rivals, key=medians.get)
         ratio = measurement.ratio(ours, medians[best])
         found.append(
             {
-                "what": measurement.name,
+                "what": measurement.name
+                + ("" if target.ours == OURS else f", {target.ours}"),
                 "against": target.against,
                 "best": best,
                 "unit": measurement.unit,
                 "ours": ours,
                 "theirs": medians[best],
-                "spread": max(samples[OURS].spread, samples[best].spread),
+                "spread": max(samples[target.ours].spread, samples[best].spread),
                 "ratio": ratio,
                 "bound": measurement.bound,
                 "reach": target.reach,
