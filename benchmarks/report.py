@@ -33,8 +33,7 @@ def rows(measurement: Measurement, samples: dict[str, Samples]) -> list[dict[str
         ratio = measurement.ratio(ours, medians[best])
         found.append(
             {
-                "what": measurement.name
-                + ("" if target.ours == OURS else f", {target.ours}"),
+                "what": measurement.name + ("" if target.ours == OURS else f", {target.ours}"),
                 "against": target.against,
                 "best": best,
                 "unit": measurement.unit,

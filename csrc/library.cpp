@@ -78,6 +78,14 @@ STABLE_TORCH_LIBRARY(uniformer_kernels, m) {
       "layer_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, "
       "Tensor rstd, bool want_input, bool want_weight, bool want_output) -> "
       "(Tensor, Tensor, Tensor, Tensor)");
+  // softmax(rows y') y of tokens y less their means, over their deviations; log2 of the softmax's
+  // denominators, those means and 1 / deviations.  Gradients of rows and, or empty, tokens.
+  m.def(
+      "normalised_pooling(Tensor rows, Tensor tokens, float eps) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "normalised_pooling_backward(Tensor dpooled, Tensor rows, Tensor tokens, Tensor pooled, "
+      "Tensor lse, Tensor mean, Tensor rstd, bool want_tokens) -> (Tensor, Tensor)");
   // y = scale (x - center) + shift of every channel, or GELU of that; y's gradient in front of the
   // GELU, its sums and those of it times x - center, [2, C]; and, from that gradient,
   // dx = scale dz + offset + slope (x - center).
@@ -143,6 +151,8 @@ STABLE_TORCH_LIBRARY_IMPL(uniformer_kernels, CPU, m) {
   m.impl("moments_backward", TORCH_BOX(&uk::moments_backward));
   m.impl("layer_norm", TORCH_BOX(&uk::layer_norm));
   m.impl("layer_norm_backward", TORCH_BOX(&uk::layer_norm_backward));
+  m.impl("normalised_pooling", TORCH_BOX(&uk::normalised_pooling));
+  m.impl("normalised_pooling_backward", TORCH_BOX(&uk::normalised_pooling_backward));
   m.impl("bfloat16_pack", TORCH_BOX(&uk::bfloat16_pack));
   m.impl("scale_shift", TORCH_BOX(&uk::scale_shift));
   m.impl("scale_shift_backward_sums", TORCH_BOX(&uk::scale_shift_backward_sums));

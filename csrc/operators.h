@@ -112,6 +112,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> split_feed_forward_backward(
 
 std::tuple<Tensor, Tensor> weight_gradient(const Tensor& dy, const Tensor& x);
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> normalised_pooling(const Tensor& rows,
+                                                              const Tensor& tokens, double eps);
+
+std::tuple<Tensor, Tensor> normalised_pooling_backward(const Tensor& dpooled, const Tensor& rows,
+                                                       const Tensor& tokens, const Tensor& pooled,
+                                                       const Tensor& lse, const Tensor& mean,
+                                                       const Tensor& rstd, bool want_tokens);
+
 std::tuple<Tensor, Tensor, Tensor> layer_norm(const Tensor& x, const OptionalTensor& weight,
                                               const OptionalTensor& bias, double eps);
 

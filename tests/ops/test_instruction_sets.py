@@ -25,11 +25,11 @@ OPERATORS = {  # tests of the operators whose kernels differ there
     "amx": [*LINEAR, *ATTENTION, "layer_norm"],
     "avx512_bf16": [*LINEAR, *ATTENTION, "layer_norm"],
     "avx512": [*LINEAR, *ATTENTION, "layer_norm"],
-    "avx2": [*LINEAR, "depthwise_conv", *ATTENTION, "layer_norm"],
-    "portable": [*LINEAR, "depthwise_conv", *ATTENTION, "layer_norm"],
+    "avx2": [*LINEAR, "depthwise_conv", *ATTENTION, "layer_norm", "query_attention"],
+    "portable": [*LINEAR, "depthwise_conv", *ATTENTION, "layer_norm", "query_attention"],
 }
 
-CHOSEN = "(cpu- or weight_gradient) and not (opcheck or refuse)"
+CHOSEN = "(cpu- or weight_gradient or pooling) and not (opcheck or refuse)"
 """Schemas and errors are the same whichever kernel computes."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.autograd import gradcheck
 
 from tests.contract import DTYPES, check, draw
 from uniformer_kernels import query_attention, reference, use_backend
+from uniformer_kernels.kernels import kernels
 from uniformer_kernels.triton import INTERPRETED
 
 
@@ -124,6 +126,77 @@ def test_nan_stays_in_its_sample(name, backend) -> None:
     bad = query_attention(**inputs, num_heads=3).isnan()
     assert bad[1].all()
     assert not bad[[0, 2]].any()
+
+
+def pooling(B: int, R: int, N: int, C: int, dtype: torch.dtype) -> dict[str, Any]:
+    """What the backward kernel takes."""
+    given = {"rows": draw(B, R, C), "tokens": draw(B, N, C, dtype=dtype)}
+    names = "pooled", "lse", "mean", "rstd"
+    found = kernels("cpu").normalised_pooling(*given.values(), 1e-5)
+    dpooled = {"dpooled": draw(B, R, C)}
+    return dpooled | given | dict(zip(names, found, strict=True)) | {"want_tokens": True}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("size", [(2, 5, 129, 19), (1, 13, 64, 8), (3, 1, 1, 70)], ids=str)
+def test_pooling_on_a_cpu(size, dtype) -> None:
+    """Alone, against the same in float64; any number of threads gives the same bits."""
+    given = pooling(*size, dtype)
+    forward, backward = (
+        kernels("cpu").normalised_pooling,
+        kernels("cpu").normalised_pooling_backward,
+    )
+    leaves = [given[name].double().requires_grad_() for name in ("rows", "tokens")]
+    rows, y = leaves[0], F.layer_norm(leaves[1], leaves[1].shape[-1:])
+    scores = rows @ y.mT
+    want = scores.softmax(-1) @ y
+    wants = want, *torch.autograd.grad(want, leaves, given["dpooled"].double())
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        first = forward(given["rows"], given["tokens"], 1e-5)
+        found.append([*first, *backward(*given.values())])
+    assert all(map(torch.equal, found[0] * 2, [*found[1], *found[2]]))
+    pooled, lse, *_, drows, dtokens = found[0]
+    bound = 1e-5 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
+    for got, exact, most in zip((pooled, drows, dtokens), wants, (1e-5, 1e-5, bound), strict=True):
+        torch.testing.assert_close(got.double(), exact, rtol=most, atol=most * given["rows"].norm())
+    torch.testing.assert_close(lse, (scores.logsumexp(-1) / math.log(2)).float())
+    drows_alone, nothing = backward(*(given | {"want_tokens": False}).values())
+    assert torch.equal(drows_alone, drows)
+    assert nothing.numel() == 0
+
+
+def test_opcheck() -> None:
+    given = pooling(2, 3, 9, 16, torch.bfloat16)
+    forward, backward = (
+        kernels("cpu").normalised_pooling,
+        kernels("cpu").normalised_pooling_backward,
+    )
+    torch.library.opcheck(forward.default, (given["rows"], given["tokens"], 1e-5))
+    for want in (True, False):
+        torch.library.opcheck(backward.default, tuple((given | {"want_tokens": want}).values()))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"rows": torch.zeros(2, 3, 8).double()}, r"rows \[B, R, C\] of float32 and tokens"),
+        ({"tokens": torch.zeros(2, 5, 9)}, r"rows \[B, R, C\] of float32 and tokens"),
+        ({"tokens": torch.zeros(2, 0, 8)}, "at least one token and channel"),
+        ({"tokens": torch.zeros(2, 5, 8).double()}, "tokens of float32, bfloat16 or float16"),
+        ({"dpooled": torch.zeros(2, 3, 9)}, r"dpooled \[B, R, C\] of float32"),
+        ({"pooled": torch.zeros(2, 3, 8).half()}, r"pooled \[B, R, C\] of float32"),
+        ({"lse": torch.zeros(2, 4)}, r"lse \[B, R\] of float32"),
+        ({"mean": torch.zeros(2, 4)}, r"mean \[B, N\] of float32"),
+        ({"rstd": torch.zeros(5, 2).t()}, r"rstd \[B, N\] of float32, contiguous"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_the_kernels_read_nothing_outside_a_tensor(changed, message) -> None:
+    given = pooling(2, 3, 5, 8, torch.float32) | changed
+    with pytest.raises(RuntimeError, match=message):
+        kernels("cpu").normalised_pooling_backward(*given.values())
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="tiles are Triton's")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import checks, reference, triton
+from .. import _extension, checks, reference, triton
 from ..backends import Implementation, Operator, always
 from ..kernels import kernels, register_fake
 from ..once import once_differentiable
@@ -34,7 +34,7 @@ class _NormalisedPooling(torch.autograd.Function):
 
     @staticmethod
     def forward(rows: Tensor, tokens: Tensor, eps: float, backend: str) -> tuple[Tensor, ...]:
-        return _POOLING[backend].normalised_pooling(rows, tokens, eps)
+        return _pooling(backend, rows).normalised_pooling(rows, tokens, eps)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
@@ -49,14 +49,15 @@ class _NormalisedPooling(torch.autograd.Function):
         if dpooled is None:  # nothing depends on the result
             return (None,) * len(ctx.needs_input_grad)
         want_rows, want_tokens, *_ = ctx.needs_input_grad
-        drows, dtokens = _POOLING[ctx.backend].normalised_pooling_backward(
+        rows, *_ = ctx.saved_tensors
+        drows, dtokens = _pooling(ctx.backend, rows).normalised_pooling_backward(
             dpooled, *ctx.saved_tensors, want_tokens
         )
         return drows if want_rows else None, dtokens if want_tokens else None, None, None
 
 
 class _Composed:
-    """The pooling in PyTorch, for the CPU, where its matrix products are as fast as any.
+    """The pooling in PyTorch, for float64, and where nothing is compiled.
 
     The deviations scale the ``[B, R, N]`` matrices. The means do not go the same way, as large
     ones would cancel badly.
@@ -102,7 +103,10 @@ def _centred(tokens: Tensor, dtype: torch.dtype) -> Tensor:
     return tokens - tokens.mean(-1, keepdim=True, dtype=dtype)
 
 
-_POOLING = {"cpu": _Composed, "triton": kernels("triton")}
+def _pooling(backend: str, rows: Tensor) -> Any:
+    """Who pools these rows."""
+    compiled = backend != "cpu" or (_extension.missing is None and rows.dtype == torch.float32)
+    return kernels(backend) if compiled else _Composed
 
 
 def _projected(
