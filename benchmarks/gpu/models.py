@@ -26,6 +26,11 @@ def on_gpu(modules: dict[str, nn.Module], clips: Tensor) -> tuple[dict[str, nn.M
     return moved, clips.to("cuda", torch.bfloat16)
 
 
+def compiled(module: nn.Module) -> Callable[..., Any]:
+    """For the shapes it is called with: a second batch size would give it dynamic ones."""
+    return torch.compile(module, dynamic=False)
+
+
 def layout(name: str, clips: Tensor) -> Tensor:
     last = "channels-last" in name
     return clips.to(memory_format=torch.channels_last_3d) if last else clips
@@ -92,7 +97,7 @@ def measure(family: Family) -> Iterator[dict[str, Any]]:
         modules, clips = on_gpu(*family.build(batch))
         best = list(modules)[-1]
         evaluated = {name: module.eval() for name, module in modules.items()}
-        makes = inference(evaluated | {f"compiled, {best}": torch.compile(modules[best])}, clips)
+        makes = inference(evaluated | {f"compiled, {best}": compiled(modules[best])}, clips)
         for graph in (True, False):
             results = compare(makes, graph=graph)
             how = "as a graph" if graph else "from Python"
@@ -102,13 +107,14 @@ def measure(family: Family) -> Iterator[dict[str, Any]]:
         torch.cuda.empty_cache()
     if family.trains:
         modules = {name: module.train() for name, module in modules.items()}
+        makes = training(modules | {f"compiled, {best}": compiled(modules[best])}, clips)
+        results = compare(makes, rounds=10, graph=False)
+        peaks = {name: peak(makes[name]()) for name in ran(results)}
         saved = {
             name: saved_bytes(lambda m=m, name=name: m(layout(name, clips)), m.parameters())
             for name, m in modules.items()
+            if name in ran(results)
         }
-        makes = training(modules | {f"compiled, {best}": torch.compile(modules[best])}, clips)
-        results = compare(makes, rounds=10, graph=False)
-        peaks = {name: peak(makes[name]()) for name in ran(results)}
         what = f"{family.name} training step, batch {batch} bf16"
         yield row(what, results, saved_bytes=saved, peak_bytes=peaks)
     torch.cuda.empty_cache()
