@@ -142,6 +142,12 @@ def test_what_did_not_run_decides_nothing(seconds, monkeypatch) -> None:
         assert "did not run" in answer(number, measured(number))
 
 
+@pytest.mark.parametrize("number", EXPERIMENTS)
+def test_a_stage_that_was_stopped_still_answers(number, seconds) -> None:
+    rows = measured(number)
+    assert all(answer(number, rows[:count]) for count in range(1, len(rows)))
+
+
 def test_bitwise_repeatable() -> None:
     results = iter([torch.ones(2)] * 9 + [torch.tensor([1.0, 1.0 + 2**-20])])
     assert not convolutions.repeats(lambda: next(results))
