@@ -80,6 +80,13 @@ def test_stages_share_the_time_there_is(stages, tmp_path: Path) -> None:
     assert found["memory"]["log"] == ["begun"]  # what was found before is not lost
 
 
+def test_skipped_tests_show_nothing(stages, tmp_path: Path) -> None:
+    """As all of the CUDA kernels' are where these were not built."""
+    for summary, code in (("7 skipped in 1 s", 1), ("1 passed, 6 skipped in 1 s", 0)):
+        stages["races"] = [*python(f"print({summary!r})"), "pytest"]
+        assert suite.run(["races"], tmp_path, 60) == code
+
+
 def test_the_tests_it_runs_are_there() -> None:
     """Under the sanitizer those of the CUDA kernels, and no others."""
     command = suite.COMMANDS["races"]
