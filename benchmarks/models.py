@@ -31,6 +31,14 @@ PREPARED = "prepared and compiled"
 OPENVINO, ONNXRUNTIME = "OpenVINO", "ONNX Runtime"
 OWN = "our own model"
 
+WINDOWS = {"attention": "hybrid", "window_size": 14}
+V2 = {  # for Something-Something
+    "num_frames": 16,
+    "temporal_downsample": True,
+    "return_layers": range(4, 12),
+    "num_classes": 174,
+}
+
 Modules = dict[str, nn.Module]
 
 
@@ -146,7 +154,7 @@ def tokens() -> Rivals:
 def dense_model(name: str) -> tuple[Callable[[Tensor], tuple[Tensor, ...]], Tensor]:
     """A rival's inference, unchecked, and an image."""
     torch.manual_seed(0)
-    model = uniformer.create_model("uniformer_dense_small", attention="hybrid", window_size=14)
+    model = uniformer.create_model("uniformer_dense_small", **WINDOWS)
     image = torch.randn(1, 3, 800, 1280)
     if name != OURS:
         model = dense.official(model.state_dict())
@@ -156,7 +164,7 @@ def dense_model(name: str) -> tuple[Callable[[Tensor], tuple[Tensor, ...]], Tens
 def dense_small(images: int) -> tuple[Modules, Tensor]:
     """Ours and the official code with fused attention, and images."""
     torch.manual_seed(0)
-    ours = uniformer.create_model("uniformer_dense_small", attention="hybrid", window_size=14)
+    ours = uniformer.create_model("uniformer_dense_small", **WINDOWS)
     modules = {OURS: ours, OFFICIAL_SDPA: dense.official(ours.state_dict())}
     return modules, torch.randn(images, 3, 800, 1280)
 
@@ -196,13 +204,7 @@ def v2_global_block() -> Rivals:
 def v2_base(clips: int) -> tuple[Modules, Tensor]:
     """Ours and the official code with fused attention, and clips."""
     torch.manual_seed(0)
-    ours = uniformer.create_model(
-        "uniformerv2_b16",
-        num_frames=16,
-        temporal_downsample=True,
-        return_layers=range(4, 12),
-        num_classes=174,
-    )
+    ours = uniformer.create_model("uniformerv2_b16", **V2)
     # It starts with branches that add nothing, which any rival would agree to.
     for parameter in ours.parameters():
         if not parameter.any():

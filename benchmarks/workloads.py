@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,7 @@ class Workload:
     shape: tuple[int, ...]
     training: bool
     dtype: torch.dtype = torch.bfloat16
+    keywords: Mapping[str, Any] = field(default_factory=dict)  # of ``create_model``
 
     def __str__(self) -> str:
         pass_ = "training" if self.training else "forward"
@@ -28,7 +31,8 @@ class Workload:
     def plan(self, architecture: str = "sm_90") -> Plan:
         """The plan of one pass, the model's construction left out."""
         with torch.device("meta"):
-            model = uniformer.create_model(self.model).to(self.dtype).train(self.training)
+            model = uniformer.create_model(self.model, **self.keywords)
+            model.to(self.dtype).train(self.training)
             x = torch.empty(self.shape, dtype=self.dtype)
             label = torch.empty(self.shape[0], dtype=torch.int64)
         with planning(architecture) as plan, torch.set_grad_enabled(self.training):

@@ -37,6 +37,7 @@ ATTENTION = [  # tokens, heads, head_dim
     (402, 8, 28),
     (801, 8, 32),
 ]
+_PASSES = {False: "forward", True: "forward + gradients"}
 FEED_FORWARD = [(8 * 56 * 56, 64), (8 * 28 * 28, 128), (8 * 14 * 14, 320)]  # rows of a clip, C
 
 
@@ -190,37 +191,37 @@ def selection(batch: int, N: int, C: int) -> dict[str, Make]:
     return {name: partial(make, kernel) for name, kernel in kernels.items()}
 
 
-def run() -> Iterator[dict[str, Any]]:
+def cases() -> Iterator[tuple[str, dict[str, Make], dict[str, Any]]]:
+    """Every row's name, its rivals, and the work that its figures are held against."""
     for dtype, size in (("bf16", 2), ("fp32", 4)):
         for k, *grid in DEPTHWISE:
             shape = (16, *grid)
             elements = torch.Size(shape).numel()
-            for backward in (False, True):
-                what = f"depthwise k{k} {'×'.join(map(str, grid))} {dtype}, "
-                results = compare(depthwise(k, shape, dtype, backward=backward))
-                passes = 3 if backward else 1
-                yield row(
-                    what + ("forward + gradients" if backward else "forward"),
-                    results,
-                    against=("cuDNN, channels-last", "native, channels-first"),
-                    bytes_=(2 + 3 * backward) * elements * size,
-                    flops=2 * k**3 * elements * passes,
-                )
-                torch.cuda.empty_cache()
+            for backward, pass_ in _PASSES.items():
+                work = {
+                    "against": ("cuDNN, channels-last", "native, channels-first"),
+                    "bytes_": (2 + 3 * backward) * elements * size,
+                    "flops": 2 * k**3 * elements * (3 if backward else 1),
+                }
+                what = f"depthwise k{k} {'×'.join(map(str, grid))} {dtype}, {pass_}"
+                yield what, depthwise(k, shape, dtype, backward=backward), work
     for batch in (16, 1):
         for N, heads, d in ATTENTION:
-            for backward in (False, True):
-                results = compare(attention(batch, N, heads, d, "bf16", backward=backward))
-                pass_ = "forward + gradients" if backward else "forward"
+            for backward, pass_ in _PASSES.items():
                 flops = batch * heads * 4 * N * N * d * (3.5 if backward else 1)
                 what = f"attention {N} × {heads} × {d}, batch {batch} bf16, {pass_}"
-                yield row(what, results, flops=flops)
-                torch.cuda.empty_cache()
+                makes = attention(batch, N, heads, d, "bf16", backward=backward)
+                yield what, makes, {"flops": flops}
     for rows, C in FEED_FORWARD:
-        for backward in (False, True):
-            results = compare(feed_forward(16 * rows, C, "bf16", backward=backward))
-            pass_ = "forward + gradients" if backward else "forward"
+        for backward, pass_ in _PASSES.items():
             flops = 16 * rows * C * 4 * C * 4 * (3 if backward else 1)
-            yield row(f"feed-forward C = {C} bf16, {pass_}", results, flops=flops)
-    yield row("token_shrink + token_recover 800×224 bf16", compare(tokens(16, 800, 224)))
-    yield row("token_shrink 800×224 bf16, batch 16", compare(selection(16, 800, 224)))
+            makes = feed_forward(16 * rows, C, "bf16", backward=backward)
+            yield f"feed-forward C = {C} bf16, {pass_}", makes, {"flops": flops}
+    yield "token_shrink + token_recover 800×224 bf16", tokens(16, 800, 224), {}
+    yield "token_shrink 800×224 bf16, batch 16", selection(16, 800, 224), {}
+
+
+def run() -> Iterator[dict[str, Any]]:
+    for what, makes, work in cases():
+        yield row(what, compare(makes), **work)
+        torch.cuda.empty_cache()

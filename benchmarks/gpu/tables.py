@@ -13,6 +13,8 @@ from uniformer.throughput import PRESETS, Setting
 import uniformer_kernels as uk
 from uniformer_kernels.bench.graphs import Make, compare
 
+from ..workloads import Workload
+from .compile import ahead
 from .rows import OURS, row
 
 DEVICE, PLAIN = "cuda", "plain PyTorch"
@@ -21,6 +23,7 @@ _ROUNDS = 5
 
 
 def run() -> Iterator[dict[str, Any]]:
+    ahead(workloads())
     for table, settings in PRESETS.items():
         for setting in settings:
             batch = _BATCH[len(setting.input_size)]
@@ -28,6 +31,20 @@ def run() -> Iterator[dict[str, Any]]:
             rates = {name: batch / us * 1e6 for name, us in found["median_us"].items()}
             yield found | {"batch": batch, "per_second": rates, "a100": setting.per_second}
             torch.cuda.empty_cache()
+
+
+def workloads() -> list[Workload]:
+    """What is measured, to be planned."""
+    return [
+        Workload(
+            setting.model,
+            (_BATCH[len(setting.input_size)], 3, *setting.input_size),
+            training=False,
+            keywords=setting.keywords,
+        )
+        for settings in PRESETS.values()
+        for setting in settings
+    ]
 
 
 def rivals(setting: Setting, batch: int) -> dict[str, Make]:

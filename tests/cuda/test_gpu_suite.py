@@ -16,9 +16,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.gpu import __main__ as suite
-from benchmarks.gpu import document, operators
+from benchmarks.gpu import compile as ahead
+from benchmarks.gpu import document, models, more_models, operators, tables
 from uniformer_kernels import _extension, cuda
 from uniformer_kernels.triton import tuning
+from uniformer_kernels.triton.ahead import _binary
+from uniformer_kernels.triton.plan import planning
 
 built = pytest.mark.skipif(
     not _extension.manifest().get("cuda_architectures"),
@@ -170,3 +173,28 @@ def test_a_winner_serves(monkeypatch) -> None:
         for N, backend in ((9, "cuda  "), (8, "triton")):
             tokens, importance = (torch.empty(s, device="cuda") for s in ((1, N, 4), (1, N)))
             assert f"{backend}     serves" in explain("token_shrink", tokens, importance, 3)
+
+
+def test_kernels_are_compiled_before_the_stages_that_start_them() -> None:
+    """A convolution takes Triton ten seconds, one behind another."""
+    with tuning.assuming("sm_90"):
+        compiled = {_binary(launch) for launch in ahead.launches()}
+        with planning("sm_90") as plan, ahead._WithoutNumbers():
+            operators.depthwise(3, (16, *operators.DEPTHWISE[1][1:]), "bf16", backward=True)[
+                "ours"
+            ]()()
+        assert len(plan.launches) >= 3
+        assert {_binary(launch) for launch in plan.launches} <= compiled
+    passes = {(w.model, w.shape[0], w.training) for w in ahead.WORKLOADS + more_models.WORKLOADS}
+    for family, model in {
+        models.FIRST[0]: "uniformer_video_small",
+        models.FIRST[1]: "uniformer_video_xxs",
+        more_models.FAMILIES[0]: "uniformer_video_base",
+        more_models.FAMILIES[1]: "uniformer_video_xs",
+        more_models.FAMILIES[2]: "uniformerv2_b16",
+        more_models.FAMILIES[3]: "uniformer_dense_small",
+    }.items():
+        *_, largest = family.batches
+        assert passes >= {(model, batch, False) for batch in family.batches}
+        assert ((model, largest, True) in passes) == family.trains
+    assert len(tables.workloads()) == 22
