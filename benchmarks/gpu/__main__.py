@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 _PYTHON = sys.executable
 _TESTS = [_PYTHON, "-m", "pytest", "-m", "gpu", "-rs"]
 # Triton compiles for every test anew, one thread a process.
-_SIDE_BY_SIDE = ["--numprocesses=logical", "--maxprocesses=8", "--dist=worksteal"]
+_SIDE_BY_SIDE = ["--numprocesses=logical", "--maxprocesses=16", "--dist=worksteal"]
 
 
 def _watched(tool: str) -> list[str]:
@@ -74,8 +74,14 @@ LIMITS = {  # seconds at most; the first stages are what the others rest on
 _APART = ("more_models", "experiments", "tables", "evidence", "tune")
 _MODULES = {"experiments": "benchmarks.gpu_experiments"}  # of stages that are not called as theirs
 _NOT_BEGUN = {"ok": False, "exit": "not begun: the minutes were over"}
-# Without PyTorch's cache a tensor ends where its memory does.
-_ENVIRONMENT = {"memory": {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}}
+_ENVIRONMENT = {
+    # Without PyTorch's cache a tensor ends where its memory does.
+    "memory": {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+    # Its compiler would start 16 processes in each of theirs.
+    "compile": {"TORCHINDUCTOR_COMPILE_THREADS": "2"},
+    "more_models": {"TORCHINDUCTOR_COMPILE_THREADS": "2"},
+    "check": {"TORCHINDUCTOR_COMPILE_THREADS": "1"},
+}
 
 
 def main() -> None:

@@ -1,9 +1,10 @@
-"""Compile every kernel the other stages start: minutes that none of them has."""
+"""Compile every kernel and every rival the other stages start: minutes that none of them has."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from uniformer_kernels.tune.calls import operators as tuned
 
 from ..workloads import Workload
 from . import operators
+from .models import FIRST, Family, compile_rival, passes
 from .rows import OURS
 
 _SMALL, _VIDEO = "uniformer_video_small", (16, 224, 224)
@@ -30,12 +32,19 @@ WORKLOADS = [
 
 
 def run() -> Iterator[dict[str, Any]]:
-    yield {"what": "kernels compiled", "compiled_kernels": compile_all(launches)}
+    yield ahead(launches, FIRST)
 
 
-def ahead(workloads: Sequence[Workload]) -> int:
-    """Compile what these start, as a stage that is only run if asked for does on its own."""
-    return compile_all(partial(planned, workloads))
+def ahead(launches: Callable[[], Iterator[Launch]], families: Sequence[Family]) -> dict[str, Any]:
+    """Compile what is started, and PyTorch's rivals of these models, side by side.
+
+    A rival that cannot be compiled says so where it is measured.
+    """
+    jobs = [job for family in families for job in passes(family)]
+    with ProcessPoolExecutor(max(len(jobs), 1), mp_context=get_context("spawn")) as pool:
+        rivals = [pool.submit(compile_rival, *job) for job in jobs]
+        compiled = {"what": "compiled", "compiled_kernels": compile_all(launches)}
+        return compiled | {"compiled_rivals": sum(not rival.exception() for rival in rivals)}
 
 
 def launches() -> Iterator[Launch]:

@@ -91,6 +91,23 @@ def peak(call: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
+def passes(family: Family) -> Iterator[tuple[Family, int, bool]]:
+    """Of a family: its samples, and whether it trains."""
+    *_, largest = family.batches
+    yield from ((family, batch, False) for batch in family.batches)
+    if family.trains:
+        yield family, largest, True
+
+
+def compile_rival(family: Family, batch: int, trains: bool) -> None:
+    """Leave what PyTorch's compiler makes of a pass in its cache on disk: a minute's work."""
+    modules, clips = on_gpu(*family.build(batch))
+    *_, best = modules
+    rival = {best: compiled(modules[best].train(trains))}
+    (training if trains else inference)(rival, clips)[best]()()
+    torch.cuda.synchronize()
+
+
 def measure(family: Family) -> Iterator[dict[str, Any]]:
     """Inference of one sample and of many, as a graph and from Python, and a training step."""
     for batch in family.batches:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from ..models import V2, WINDOWS, base, dense_small, v2_base, xs
 from ..workloads import Workload
-from .compile import ahead
+from .compile import ahead, planned
 from .models import Family, measure
 
 FAMILIES = [
@@ -31,6 +32,6 @@ WORKLOADS = [
 
 
 def run() -> Iterator[dict[str, Any]]:
-    ahead(WORKLOADS)
+    yield ahead(partial(planned, WORKLOADS), FAMILIES)
     for family in FAMILIES:
         yield from measure(family)

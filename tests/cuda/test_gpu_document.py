@@ -184,7 +184,7 @@ def test_the_document_and_the_readme_are_written(tmp_path, monkeypatch) -> None:
 def test_the_papers_tables(monkeypatch) -> None:
     """Every setting, its rate by what a batch takes; the models' rivals run."""
     monkeypatch.setattr(tables, "rivals", lambda setting, batch: {})
-    monkeypatch.setattr(tables, "ahead", lambda workloads: 0)
+    monkeypatch.setattr(tables, "compile_all", lambda launches: 0)
     monkeypatch.setattr(
         tables, "compare", lambda rivals, **_: {"ours": Samples([0.5]), tables.PLAIN: "no"}
     )

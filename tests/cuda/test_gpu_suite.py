@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -198,3 +200,48 @@ def test_kernels_are_compiled_before_the_stages_that_start_them() -> None:
         assert passes >= {(model, batch, False) for batch in family.batches}
         assert ((model, largest, True) in passes) == family.trains
     assert len(tables.workloads()) == 22
+
+
+def test_rivals_are_compiled_beside_the_kernels(monkeypatch) -> None:
+    """Each pass that is measured; where that fails its row will say so."""
+    compiled: list[tuple[str, int, bool]] = []
+
+    def compile_rival(family: models.Family, batch: int, trains: bool) -> None:
+        if batch == 4:
+            raise RuntimeError("no")
+        compiled.append((family.name, batch, trains))
+
+    monkeypatch.setattr(ahead, "compile_rival", compile_rival)
+    monkeypatch.setattr(ahead, "compile_all", lambda launches: len(list(launches())))
+    monkeypatch.setattr(
+        ahead, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers)
+    )
+    families = [models.Family("A", None, (1, 16)), models.Family("B", None, (4, 2), trains=False)]
+    row = ahead.ahead(lambda: iter("abc"), families)
+    assert row == {"what": "compiled", "compiled_kernels": 3, "compiled_rivals": 4}
+    assert sorted(compiled) == [("A", 1, False), ("A", 16, False), ("A", 16, True), ("B", 2, False)]
+
+
+def test_a_rivals_pass_is_run(monkeypatch) -> None:
+    ran: list[bool] = []
+
+    class Module(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            ran.append(self.training)
+            return x
+
+    def run(rivals: dict[str, torch.nn.Module], x: torch.Tensor) -> dict[str, Any]:
+        return {name: lambda module=module: lambda: module(x) for name, module in rivals.items()}
+
+    for name, stub in {
+        "on_gpu": lambda modules, x: (modules, x),
+        "compiled": lambda module: module,
+        "training": run,
+        "inference": run,
+    }.items():
+        monkeypatch.setattr(models, name, stub)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    build = lambda count: ({"ours": None, "best": Module()}, torch.ones(count))  # noqa: E731
+    for trains in (False, True):
+        models.compile_rival(models.Family("A", build, (2,)), 2, trains)
+    assert ran == [False, True]
