@@ -22,7 +22,8 @@ from benchmarks.gpu import compile as ahead
 from benchmarks.gpu import document, models, more_models, operators, tables
 from uniformer_kernels import _extension, cuda
 from uniformer_kernels.triton import tuning
-from uniformer_kernels.triton.ahead import _binary
+from uniformer_kernels.triton.ahead import _binary, _share
+from uniformer_kernels.triton.launch import Launch
 from uniformer_kernels.triton.plan import planning
 
 built = pytest.mark.skipif(
@@ -245,3 +246,17 @@ def test_a_rivals_pass_is_run(monkeypatch) -> None:
     for trains in (False, True):
         models.compile_rival(models.Family("A", build, (2,)), 2, trains)
     assert ran == [False, True]
+
+
+def test_only_kernels_that_were_compiled_count() -> None:
+    """A tile that is too large, or all of them where Triton finds no GPU."""
+
+    class Kernel:
+        def warmup(self, size: int, *, grid: tuple[int, ...], **options: Any) -> None:
+            assert options == {"TILE": size, "enable_fp_fusion": True}
+            if size > 16:
+                raise RuntimeError("out of resources")
+
+    kernel = Kernel()
+    launches = [Launch(kernel, (1,), (size,), {"TILE": size}) for size in (16, 32, 16)]
+    assert _share(lambda: launches, 0, 1) == 1

@@ -19,7 +19,7 @@ from .launch import Launch
 
 
 def compile_all(launches: Callable[[], Iterable[Launch]]) -> int:
-    """How many kernels these launches need; afterwards they are compiled.
+    """Compile the kernels that these launches need; how many could be.
 
     Args:
         launches: of a module, or a partial of one, as every process calls it: launches are
@@ -32,13 +32,15 @@ def compile_all(launches: Callable[[], Iterable[Launch]]) -> int:
 
 def _share(launches: Callable[[], Iterable[Launch]], worker: int, workers: int) -> int:
     mine = list({_binary(launch): launch for launch in launches()}.values())[worker::workers]
+    compiled = 0
     for launch in mine:
         options = launch.options | {"enable_fp_fusion": True}
         try:
             launch.kernel.warmup(*launch.args, grid=launch.grid, **options)
         except (RuntimeError, TritonError):  # a tile too large, say: who starts it will be told
             continue
-    return len(mine)
+        compiled += 1
+    return compiled
 
 
 def _binary(launch: Launch) -> tuple[Any, ...]:
