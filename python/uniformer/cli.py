@@ -45,7 +45,7 @@ def demo(
     ] = Path("demo"),
 ) -> None:
     """Classify a video and train on it, in plain PyTorch and on the kernels; compare both."""
-    from .demo import Settings, run_demo  # matplotlib takes a while: not for the other commands
+    from .demo.run import Settings, run_demo  # matplotlib takes a while: not for the other commands
 
     with explained():
         check_folder(out)

@@ -28,7 +28,7 @@ def test_models_takes_a_pattern() -> None:
 
 def test_demo_passes_what_is_typed(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Any, ...]] = []
-    monkeypatch.setattr("uniformer.demo.run_demo", lambda *args: calls.append(args))
+    monkeypatch.setattr("uniformer.demo.run.run_demo", lambda *args: calls.append(args))
     typed = ["demo", "a.mp4", "--checkpoint", "w.pth", "--classes", "600", "--out", "there"]
     assert CliRunner().invoke(cli.app, typed).exit_code == 0
     assert CliRunner().invoke(cli.app, ["demo"]).exit_code == 0

@@ -109,7 +109,7 @@ def test_a_folder_is_checked_before_the_work_for_it(
         raise AssertionError("what it finds would be lost")
 
     for name in (
-        "demo.run_demo",
+        "demo.run.run_demo",
         "profiling.profile_blocks",
         "engine.evaluation.evaluate",
         "explanations.grad_cam",

@@ -16,8 +16,8 @@ from rich.console import Console
 from uniformer.data import count_frames, decode
 from uniformer.data.scene import scene_frames, write_video
 from uniformer.data.transforms import take_view
-from uniformer.demo import Settings, run_demo
 from uniformer.demo.measure import PATHS, compare, peak_memory, train
+from uniformer.demo.run import Settings, run_demo
 
 from uniformer_kernels.backends import chosen_backend
 

@@ -11,6 +11,7 @@ import sys
 for name in ("av", "PIL", "sklearn", "tqdm", "torchcodec"):
     sys.modules[name] = None
 
+import uniformer.bench
 from uniformer import create_model
 from uniformer.data import Augment, count_frames, motion
 from uniformer.data.frames import decode_images
