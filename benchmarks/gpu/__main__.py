@@ -54,7 +54,7 @@ COMMANDS: dict[str, list[str]] = {
 }
 LIMITS = {  # seconds at most; the first stages are what the others rest on
     "build": 240,
-    "compile": 150,
+    "compile": 200,
     "winners": 120,
     "ceilings": 20,
     "operators": 200,
