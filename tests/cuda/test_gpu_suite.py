@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -260,3 +261,37 @@ def test_only_kernels_that_were_compiled_count() -> None:
     kernel = Kernel()
     launches = [Launch(kernel, (1,), (size,), {"TILE": size}) for size in (16, 32, 16)]
     assert _share(lambda: launches, 0, 1) == 1
+
+
+ASTRAY = """
+import torch
+from tests.gpu.conftest import _one_context_a_failure
+
+def lost():
+    raise RuntimeError("an illegal memory access was encountered")
+
+def test_astray():
+    torch.cuda.synchronize = lost
+    lost()
+
+def test_behind_it():
+    torch.cuda.synchronize()
+"""
+
+
+@pytest.mark.parametrize(("processes", "passed"), [(1, 1), (0, 0)])
+def test_a_lost_context_fails_one_test(tmp_path: Path, processes: int, passed: int) -> None:
+    """Another process takes its place where there are several; else there is nothing to go on."""
+    (tmp_path / "torch.py").write_text("class cuda:\n    synchronize = staticmethod(int)\n")
+    (tmp_path / "test_it.py").write_text(ASTRAY)
+    program = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", "/dev/null"]
+    command = [*program, f"--numprocesses={processes}", f"--rootdir={tmp_path}", str(tmp_path)]
+    paths = os.pathsep.join([str(tmp_path), str(suite.ROOT)])
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment | {"PYTHONPATH": paths}
+    )
+    assert done.returncode == 1
+    assert "illegal memory access" in done.stdout
+    assert ("1 passed" in done.stdout) == bool(passed)
+    assert processes or "the GPU can no longer be used" in done.stdout + done.stderr
