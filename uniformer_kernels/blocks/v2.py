@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
+from ..backends import needs_grad
 from .layers import Called, Layer, attention, depthwise_conv3d, feed_forward, layer_norm, linear
 from .norms import norm_then
 from .parameters import Affine, BatchNorm, LayerNorm
@@ -96,12 +97,17 @@ def temporal_mhra(
     if any(isinstance(layer, Called) for layer in layers):
         return _on_patches(x, grid, partial(_aggregate, layers=layers, drop_path=drop_path))
     # The convolution never leaves a token's column, so the class tokens may go along as another
-    # one, to which nothing is added: nothing is cut out or put together.
+    # one: nothing is cut out or put together. In the end they are put back or, as the gradient of a
+    # slice is a map full of zeros, nothing is added to them.
     _, pw1 = norm_then(x[:, :, 1:], layers.norm, layers.pw1)
     y = depthwise_conv3d(linear(x, pw1).unsqueeze(2), layers.dw).squeeze(2)
-    y = linear(y, layers.pw2)
-    y[:, :, 0].zero_()
-    return add(x, y, drop_path)
+    if needs_grad(y):
+        y = linear(y, layers.pw2)
+        y[:, :, 0].zero_()
+        return add(x, y, drop_path)
+    y = add_branch(x, drop_path, linear, y, layers.pw2)
+    y[:, :, 0] = x[:, :, 0]
+    return y
 
 
 def _aggregate(patches: Tensor, layers: TemporalMHRA, drop_path: float) -> Tensor:
