@@ -90,7 +90,8 @@ bench: .venv/measured build
 
 # On a GPU, with the Python that has PyTorch for it: make gpu PYTHON=python3 OUT=results MINUTES=9
 gpu:
-	$(PYTHON) -m benchmarks.gpu $(STAGES) $(if $(OUT),--out "$(OUT)") $(if $(MINUTES),--minutes $(MINUTES))
+	$(PYTHON) -m benchmarks.gpu $(STAGES) $(if $(OUT),--out "$(OUT)") \
+		$(if $(MINUTES),--minutes $(MINUTES)) $(if $(COMMIT),--commit $(COMMIT))
 
 # The table of docs/performance.md.
 report: .venv/measured build

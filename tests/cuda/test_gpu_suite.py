@@ -76,11 +76,12 @@ def test_stages_share_the_time_there_is(stages, tmp_path: Path) -> None:
     """The one that is at work when it is over is stopped, later ones are not begun."""
     stages["check"] = python("import time; time.sleep(60)")
     stages["memory"] = python("print('begun')")
-    assert suite.run(["memory"], tmp_path, 60) == 0
+    assert suite.run(["memory"], tmp_path, 60, "abc") == 0
     start = time.monotonic()
-    assert suite.run(["check", "memory", "races"], tmp_path, 1.5) == 1
+    assert suite.run(["check", "memory", "races"], tmp_path, 1.5, "abc") == 1
     assert time.monotonic() - start < 30
     (file,) = (tmp_path / "some-gpu").iterdir()
+    assert file.stem.endswith("-abc")
     found = json.loads(file.read_text())["stages"]
     assert found["check"]["exit"] == "stopped after 1 s"
     assert found["races"] == {"ok": False, "exit": "not begun: the minutes were over"}
