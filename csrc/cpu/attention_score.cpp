@@ -14,15 +14,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-template <class F>
-void dispatch(ScalarType type, F run) {
-  switch (type) {
-    case ScalarType::Float: return run(float{});
-    case ScalarType::BFloat16: return run(c10::BFloat16{});
-    case ScalarType::Half: return run(c10::Half{});
-    default: check(false, "qkv of float32, bfloat16 or float16");
-  }
-}
+constexpr const char* kTypes = "qkv of float32, bfloat16 or float16";
 
 // Queries of one head, or keys: those of one token behind those of another.
 template <class S>
@@ -84,8 +76,8 @@ std::tuple<Tensor, Tensor, Tensor> joint_attention_with_score(const Tensor& qkv,
   Tensor score = allocate(qkv, {batch, tokens}, ScalarType::Float);
   float *all = static_cast<float*>(rows.mutable_data_ptr());
   float* mean = static_cast<float*>(score.mutable_data_ptr());
-  dispatch(qkv.scalar_type(), [&](auto storage) {
-    using S = decltype(storage);
+  dispatch_narrow(qkv.scalar_type(), kTypes, [&](auto storage) {
+    using S = typename host<decltype(storage)>::type;
     const S* data = static_cast<const S*>(qkv.const_data_ptr());
     torch::stable::parallel_for(0, batch * num_heads, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i)
@@ -113,8 +105,8 @@ Tensor joint_attention_with_score_backward(const Tensor& dout, const Tensor& dsc
         "dscore [B, N] of float32, contiguous");
   Tensor dqkv = joint_attention_backward(dout, qkv, out, lse, num_heads, scale);
   const float* all = static_cast<const float*>(dscore.const_data_ptr());
-  dispatch(qkv.scalar_type(), [&](auto storage) {
-    using S = decltype(storage);
+  dispatch_narrow(qkv.scalar_type(), kTypes, [&](auto storage) {
+    using S = typename host<decltype(storage)>::type;
     const S* data = static_cast<const S*>(qkv.const_data_ptr());
     S* gradients = static_cast<S*>(dqkv.mutable_data_ptr());
     torch::stable::parallel_for(0, batch * num_heads, 1, [&](int64_t begin, int64_t end) {

@@ -36,6 +36,23 @@ inline void check(bool fits, const char* what) {
   if (!fits) throw std::runtime_error(std::string("uniformer_kernels: expected ") + what);
 }
 
+// Calls run(a number of that storage type) where kernels keep sums in float32.
+template <class Run>
+void dispatch_narrow(torch::headeronly::ScalarType type, const char* what, Run run) {
+  using torch::headeronly::ScalarType;
+  switch (type) {
+    case ScalarType::Float: return run(float{});
+    case ScalarType::BFloat16: return run(bf16{});
+    case ScalarType::Half: return run(f16{});
+    default: check(false, what);
+  }
+}
+
+// With channels side by side and nothing between rows.
+inline torch::stable::Tensor adjacent(const torch::stable::Tensor& t) {
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+
 // The table `kernels<S>()` of the instruction set this processor runs.
 #ifdef UK_X86
 #define UK_KERNELS(kernels, S)                                                     \

@@ -19,14 +19,7 @@ constexpr int64_t kStep = 32;  // rows: any split at multiples of it gives the s
 constexpr int64_t kLeast = 1 << 14;  // numbers that are worth a thread of their own
 constexpr int64_t kPart = 128;  // rows whose sums are taken in float32; these are added wider
 
-template <class Run>
-void dispatch(ScalarType type, Run run) {
-  check(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half,
-        "x of float32, bfloat16 or float16");
-  type == ScalarType::Float      ? run(float{})
-  : type == ScalarType::BFloat16 ? run(bf16{})
-                                 : run(f16{});
-}
+constexpr const char* kTypes = "x of float32, bfloat16 or float16";
 
 template <class S>
 const LayerNormKernels<S>& kernels() {
@@ -36,8 +29,6 @@ const LayerNormKernels<S>& kernels() {
 #endif
   return UK_KERNELS(layer_norm_kernels, S);
 }
-
-Tensor adjacent(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
 // The norm's vector in float32, `value` in every place where there is none.
 template <class S>
@@ -75,7 +66,7 @@ void add_up(const float* partial, int64_t parts, int64_t each, Tensor& result) {
   std::vector<double> sums(result.numel());
   for (int64_t part = 0; part < parts; ++part)
     for (size_t c = 0; c < sums.size(); ++c) sums[c] += partial[part * each + c];
-  dispatch(result.scalar_type(), [&](auto storage) {
+  dispatch_narrow(result.scalar_type(), kTypes, [&](auto storage) {
     using H = typename host<decltype(storage)>::type;
     H* out = static_cast<H*>(result.mutable_data_ptr());
     for (size_t c = 0; c < sums.size(); ++c) out[c] = static_cast<H>(static_cast<float>(sums[c]));
@@ -91,7 +82,7 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm(const Tensor& x, const OptionalTen
   Tensor y = allocate(x, x.sizes());
   Tensor mean = allocate(x, {rows}, ScalarType::Float);
   Tensor rstd = allocate(x, {rows}, ScalarType::Float);
-  dispatch(x.scalar_type(), [&](auto storage) {
+  dispatch_narrow(x.scalar_type(), kTypes, [&](auto storage) {
     using S = decltype(storage);
     const Tensor input = adjacent(x), scale = wide<S>(weight, x, 1), shift = wide<S>(bias, x, 0);
     const RowNorm n = {C, static_cast<float>(eps), static_cast<const float*>(scale.const_data_ptr()),
@@ -126,7 +117,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_norm_backward(
   Tensor dbias = allocate(x, {want_weight ? C : 0}, parameter);
   const Tensor sums = allocate(x, {want_weight ? parts : 0, 2, C}, ScalarType::Float);
   float* partial = want_weight ? static_cast<float*>(sums.mutable_data_ptr()) : nullptr;
-  dispatch(x.scalar_type(), [&](auto storage) {
+  dispatch_narrow(x.scalar_type(), kTypes, [&](auto storage) {
     using S = decltype(storage);
     const Tensor upstream = adjacent(dy), input = adjacent(x);
     const Tensor scale = wide<S>(weight, x, 1), shift = wide<S>(bias, x, 0);

@@ -17,17 +17,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-template <class Run>
-void dispatch(ScalarType type, Run run) {
-  switch (type) {
-    case ScalarType::Float: return run(float{});
-    case ScalarType::BFloat16: return run(bf16{});
-    case ScalarType::Half: return run(f16{});
-    default: check(false, "tokens of float32, bfloat16 or float16");
-  }
-}
-
-Tensor adjacent(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+constexpr const char* kTokens = "tokens of float32, bfloat16 or float16";
 
 const float* numbers(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
 float* numbers(Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
@@ -92,7 +82,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> normalised_pooling(const Tensor& rows
   Tensor parts = allocate(queries, {s.B, s.parts, s.R, s.C});
   float *means = numbers(mean), *inverse = numbers(rstd), *peaks = numbers(highest);
   float *totals = numbers(sums), *partial = numbers(parts);
-  dispatch(tokens.scalar_type(), [&](auto storage) {
+  dispatch_narrow(tokens.scalar_type(), kTokens, [&](auto storage) {
     using S = decltype(storage);
     const PoolingKernels<S>& kernel = UK_KERNELS(pooling_kernels, S);
     const S* in = static_cast<const S*>(memory.const_data_ptr());
@@ -135,7 +125,7 @@ std::tuple<Tensor, Tensor> normalised_pooling_backward(const Tensor& dpooled, co
     for (int64_t c = 0; c < s.C; ++c) sum += up[i * s.C + c] * found[i * s.C + c];
     along[i] = static_cast<float>(sum);
   }
-  dispatch(tokens.scalar_type(), [&](auto storage) {
+  dispatch_narrow(tokens.scalar_type(), kTokens, [&](auto storage) {
     using S = decltype(storage);
     const PoolingKernels<S>& kernel = UK_KERNELS(pooling_kernels, S);
     const S* in = static_cast<const S*>(memory.const_data_ptr());
