@@ -65,6 +65,40 @@ def test_tuner_takes_what_is_faster_and_right(backend: str, monkeypatch) -> None
     assert rows == {"depthwise_conv3d": {"another": good}}
 
 
+def test_a_stopped_tuner_keeps_tiles_alone(monkeypatch) -> None:
+    """A backend's row holds once all calls of its class are measured, those of gradients too."""
+    from uniformer_kernels.tune import __main__ as command
+
+    class Tuner:
+        def __init__(self, rows: dict, device: torch.device, time: object) -> None:
+            self.rows = rows
+
+        def tiles(self, call: str) -> None:
+            self.rows["tiles"] = call
+
+        def twins(self, call: str) -> None:
+            if call == "second":
+                raise KeyboardInterrupt
+
+        def backends(self, call: str) -> None:
+            self.rows["backend"] = call
+
+    written: list[dict] = []
+    for name, stub in {
+        "Tuner": Tuner,
+        "compile_all": lambda launches: 0,
+        "models_calls": lambda batch, dtypes: ["first", "second"],
+    }.items():
+        monkeypatch.setattr(command, name, stub)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(tuning, "architecture", lambda device: "sm_90")
+    monkeypatch.setattr(tuning, "rewrite", lambda name, rows: written.append(dict(rows)))
+    monkeypatch.setattr("sys.argv", ["tune"])
+    with pytest.raises(KeyboardInterrupt):
+        command.main()
+    assert written == [{"tiles": "first"}, {"tiles": "second"}]
+
+
 def test_table_is_asked_and_rewritten(backend: str, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(tuning, "TABLE", tmp_path / "tuning.json")
     tuning.TABLE.write_text('{"sm_80": {"other": {"all": {"N": 1}}}}')

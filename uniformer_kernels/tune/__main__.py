@@ -47,15 +47,16 @@ def main() -> None:
     tuner = Tuner(
         {kernel: dict(found) for kernel, found in tuning.rows(name).items()}, device, time
     )
-    steps = {"CUDA kernels": tuner.twins, "backends": tuner.backends}
     if not options.winners:
         compiled = compile_all(partial(candidates, options.batch, dtypes, name))
         print(f"{compiled} kernels compiled", flush=True)
-        steps = {"tile sizes": tuner.tiles} | steps  # so that Triton's kernels are their best
-    for step, measure in steps.items():
-        for call in track(calls, step):
-            measure(call)
+        for call in track(calls, "tile sizes"):  # first: a backend is chosen against Triton's best
+            tuner.tiles(call)
             tuning.rewrite(name, tuner.rows)  # whoever stops it keeps what was found
+    for call in track(calls, "backends"):
+        tuner.twins(call)
+        tuner.backends(call)
+    tuning.rewrite(name, tuner.rows)  # not before: one call of a class may undo another's row
     for kernel, found in tuning.rows(name).items():
         for shape_class, choice in found.items():
             print(f"{kernel:<28}{shape_class:<24}{choice}")
