@@ -318,16 +318,18 @@ def _step(
         optimizer.zero_grad()
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             logits = model(clips)
-        loss = _loss(logits, label)
-        loss.backward()
+        found = loss(logits, label)
+        found.backward()
         optimizer.step()
-        return loss.detach()
+        return found.detach()
 
     return step
 
 
-def _loss(logits: Tensor | tuple[Tensor, Tensor], label: Tensor) -> Tensor:
-    """Cross entropy, of two classifiers the mean."""
-    if isinstance(logits, Tensor):
-        return F.cross_entropy(logits.float(), label)
-    return sum(F.cross_entropy(one.float(), label) for one in logits) / 2
+def loss(outputs: Tensor | tuple[Tensor, ...], label: Tensor) -> Tensor:
+    """The sum over a model's outputs: cross entropy of logits, the mean square of feature maps."""
+    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+    return sum(
+        F.cross_entropy(y.float(), label) if y.ndim == 2 else y.float().square().mean()
+        for y in outputs
+    )

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import uniformer
 
 from uniformer_kernels.triton.plan import Plan, planning
+
+from .models import loss
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ class Workload:
             x = torch.empty(self.shape, dtype=self.dtype)
             label = torch.empty(self.shape[0], dtype=torch.int64)
         with planning(architecture) as plan, torch.set_grad_enabled(self.training):
-            logits = model(x)
-            if self.training:  # lightweight models have two classifiers then
-                logits = logits if isinstance(logits, tuple) else (logits,)
-                sum(F.cross_entropy(one.float(), label) for one in logits).backward()
+            if self.training:
+                loss(model(x), label).backward()
+            else:
+                model(x)
         return plan
 
 

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uniformer_kernels.bench.graphs import Make, compare
 from uniformer_kernels.bench.timing import Samples
 
 from ..memory import saved_bytes
-from ..models import SDPA, small, xxs
+from ..models import SDPA, loss, small, xxs
 from .rows import row
 
 COMPILED = f"compiled, {SDPA}"
@@ -60,12 +59,6 @@ def training(modules: dict[str, nn.Module], clips: Tensor) -> dict[str, Make]:
     return {name: lambda name=name: make(name) for name in modules}
 
 
-def loss(logits: Tensor | tuple[Tensor, Tensor], label: Tensor) -> Tensor:
-    if isinstance(logits, Tensor):
-        return F.cross_entropy(logits.float(), label)
-    return sum(F.cross_entropy(one.float(), label) for one in logits) / 2
-
-
 @dataclass(frozen=True)
 class Family:
     """A model and its rivals, the last of which is the best of PyTorch; compiled it is one more."""
@@ -73,7 +66,6 @@ class Family:
     name: str
     build: Callable[[int], tuple[dict[str, nn.Module], Tensor]]
     batches: tuple[int, ...]  # samples of an inference; the last also of a training step
-    trains: bool = True
 
 
 FIRST = [
@@ -92,11 +84,10 @@ def peak(call: Callable[[], object]) -> int:
 
 
 def passes(family: Family) -> Iterator[tuple[Family, int, bool]]:
-    """Of a family: its samples, and whether it trains."""
+    """Of a family: its samples, and whether they are trained on."""
     *_, largest = family.batches
     yield from ((family, batch, False) for batch in family.batches)
-    if family.trains:
-        yield family, largest, True
+    yield family, largest, True
 
 
 def compile_rival(family: Family, batch: int, trains: bool) -> None:
@@ -122,18 +113,17 @@ def measure(family: Family) -> Iterator[dict[str, Any]]:
             peaks = {} if graph else {name: peak(makes[name]()) for name in ran(results)}
             yield row(what, results, peak_bytes=peaks)
         torch.cuda.empty_cache()
-    if family.trains:
-        modules = {name: module.train() for name, module in modules.items()}
-        makes = training(modules | {f"compiled, {best}": compiled(modules[best])}, clips)
-        results = compare(makes, rounds=10, graph=False)
-        peaks = {name: peak(makes[name]()) for name in ran(results)}
-        saved = {
-            name: saved_bytes(lambda m=m, name=name: m(layout(name, clips)), m.parameters())
-            for name, m in modules.items()
-            if name in ran(results)
-        }
-        what = f"{family.name} training step, batch {batch} bf16"
-        yield row(what, results, saved_bytes=saved, peak_bytes=peaks)
+    modules = {name: module.train() for name, module in modules.items()}
+    makes = training(modules | {f"compiled, {best}": compiled(modules[best])}, clips)
+    results = compare(makes, rounds=10, graph=False)
+    peaks = {name: peak(makes[name]()) for name in ran(results)}
+    saved = {
+        name: saved_bytes(lambda m=m, name=name: m(layout(name, clips)), m.parameters())
+        for name, m in modules.items()
+        if name in ran(results)
+    }
+    what = f"{family.name} training step, batch {batch} bf16"
+    yield row(what, results, saved_bytes=saved, peak_bytes=peaks)
     torch.cuda.empty_cache()
 
 

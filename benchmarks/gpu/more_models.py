@@ -15,7 +15,7 @@ FAMILIES = [
     Family("UniFormer-B 16×224", base, (1, 16)),
     Family("UniFormer-XS 16×160", xs, (1, 16)),
     Family("UniFormerV2-B/16 16×224 for Something-Something", v2_base, (1, 8)),
-    Family("dense S hybrid-14 at 800×1280", dense_small, (1, 4), trains=False),
+    Family("dense S hybrid-14 at 800×1280", dense_small, (1, 4)),
 ]
 WORKLOADS = [
     Workload(model, (batch, 3, *size), training, keywords=keywords)
@@ -27,7 +27,7 @@ WORKLOADS = [
     )
     for batch in batches
     for training in (False, True)
-    if not training or (batch > 1 and model != "uniformer_dense_small")
+    if not training or batch > 1
 ]
 
 
