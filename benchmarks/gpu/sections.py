@@ -36,7 +36,7 @@ def performance(found: Found | None) -> str:
     if found:
         stages = {name: stage.get("rows", []) for name, stage in found["stages"].items()}
         for stage, title in _COMPARED.items():
-            lines = [compared(row) for row in stages.get(stage, [])]
+            lines = [compared(row) for row in stages.get(stage, []) if "median_us" in row]
             parts += section(title, ("", "ours", "others", "peak memory, ours"), "lrlr", lines)
         parts += section(
             "Kernels started",

@@ -127,6 +127,7 @@ def test_every_section() -> None:
         result(
             operators=[timed("k7", ours=1.0, cuDNN=2.0)],
             models=[models_],
+            more_models=[{"what": "compiled", "compiled_kernels": 3}, timed("B", ours=1.0)],
             launches=[{"what": "S, ours", "forward_kernels": 130, "step_kernels": 700}],
             tables=[
                 {"what": "table11: a", "a100": 12886, "batch": 256, "per_second": {"ours": 2e4}}
@@ -138,6 +139,8 @@ def test_every_section() -> None:
     for line in (
         "| k7 | 1.0 µs | cuDNN 2.0 µs (2.00×) |  |",
         "| S | 10.0 µs | compiled 2.50 ms (250.00×), eager failed | 500 MB |",
+        "### More models\n",
+        "| B | 1.0 µs |  |  |",
         "| S, ours | 130 | 700 |",
         "| table11: a | 12,886 | 256 | failed | 20,000 |",
         "| far | 2 | 2.00 ms | 10.0 µs | fma | 3.98 ms |\n"
