@@ -103,7 +103,7 @@ def main() -> None:
         rows = []
         for row in import_module(_MODULES.get(stage, f".{stage}"), __package__).run():
             rows.append(row)
-            options.rows.write_text(json.dumps(rows))
+            _write(options.rows, rows)
     else:
         wanted = options.stages or LIMITS.keys() - _APART
         stages = [stage for stage in LIMITS if stage in wanted]
@@ -130,13 +130,20 @@ def run(stages: Sequence[str], out: Path, seconds: float, commit: str | None = N
         else:
             print(f"{stage:<11} not begun", flush=True)
             found["stages"].setdefault(stage, _NOT_BEGUN)  # what it found before stays
-        result.write_text(json.dumps(found, indent=1) + "\n")
+        _write(result, found)
         if stage in ("winners", "tune"):
             shutil.copy(tuning.TABLE, folder)
     document.refresh(found)
     document.show(found)
     print(f"written to {result}")
     return int(any(not found["stages"][stage]["ok"] for stage in stages))
+
+
+def _write(path: Path, value: Any) -> None:
+    """At once: who is stopped meanwhile leaves what was there before."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value, indent=1) + "\n")
+    part.replace(path)
 
 
 def _gpu() -> dict[str, str]:
@@ -195,6 +202,7 @@ def _stage(stage: str, folder: Path, limit: float) -> dict[str, Any]:
     if rows.exists():
         found["rows"] = json.loads(rows.read_text())
         rows.unlink()
+    rows.with_suffix(".part").unlink(missing_ok=True)
     found["log"] = text.splitlines()[-30:]
     log.unlink()
     return found

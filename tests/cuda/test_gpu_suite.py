@@ -12,6 +12,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,6 +71,28 @@ def test_a_stage_that_takes_too_long_keeps_its_rows(stages, monkeypatch, tmp_pat
     assert "no-such-program" in found["memory"]["exit"]
     time.sleep(1)
     assert not late.exists()  # it was stopped with what it had started
+
+
+def test_a_stage_that_is_stopped_as_it_writes_keeps_its_rows(monkeypatch, tmp_path: Path) -> None:
+    class Stopped(BaseException):
+        pass
+
+    def half(path: Path, text: str) -> None:
+        written.append(text)
+        with path.open("w") as file:
+            file.write(text if len(written) == 1 else text[:7])
+        if len(written) > 1:
+            raise Stopped
+
+    written: list[str] = []
+    rows = tmp_path / "operators.rows"
+    stage = SimpleNamespace(run=lambda: iter([{"what": "a"}, {"what": "b"}]))
+    monkeypatch.setattr(suite, "import_module", lambda *_: stage)
+    monkeypatch.setattr(Path, "write_text", half)
+    monkeypatch.setattr(sys, "argv", ["gpu", "operators", "--rows", str(rows)])
+    with pytest.raises(Stopped):
+        suite.main()
+    assert json.loads(rows.read_text()) == [{"what": "a"}]
 
 
 def test_stages_share_the_time_there_is(stages, tmp_path: Path) -> None:
