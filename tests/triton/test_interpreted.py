@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -114,6 +115,11 @@ def test_table_is_asked_and_rewritten(backend: str, monkeypatch, tmp_path) -> No
         with tuning.assuming("sm_80"):
             assert ask() == {"N": 2, "M": 3}
         assert '"other"' in tuning.TABLE.read_text()
+        before = tuning.TABLE.read_text()
+        monkeypatch.setattr(Path, "write_text", lambda path, text: path.write_bytes(b"{") / 0)
+        with pytest.raises(ZeroDivisionError):  # stopped while it writes
+            tuning.rewrite("interpreter", {})
+        assert tuning.TABLE.read_text() == before
     finally:
         del tuning.KERNELS["toy"]
         tuning._table.cache_clear()

@@ -118,5 +118,7 @@ def _table() -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
 def rewrite(name: str, rows: Mapping[str, Mapping[str, Options]]) -> None:
     """Put the rows of an architecture, by kernel and shape class, into the table."""
     table = _table() | {name: {kernel: dict(found) for kernel, found in sorted(rows.items())}}
-    TABLE.write_text(json.dumps(table, indent=2, sort_keys=True) + "\n")
+    part = TABLE.with_suffix(".part")  # who is stopped meanwhile leaves the table there was
+    part.write_text(json.dumps(table, indent=2, sort_keys=True) + "\n")
+    part.replace(TABLE)
     _table.cache_clear()
